@@ -1,0 +1,34 @@
+# Two commands do all the set-up on a bare machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test check learn fetch clean
+
+demo: fetch
+	$(BIN)/fine-tune demo
+
+test: check fetch
+	$(BIN)/python -m pytest
+
+check: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_shape.py
+
+learn: fetch
+	$(BIN)/python benchmarks/learn.py
+
+fetch: $(VENV)/installed
+	$(BIN)/fine-tune fetch
+
+# Written last, so its existence means that the environment is whole.
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt torch
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[local,test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,1 @@
+"""Holdout, answers, scores, and the gate that compares two versions. Loads no model itself."""

@@ -1,0 +1,1 @@
+"""Track A: fine-tuning APIs in OpenAI's wire format. Knows nothing of Track B."""

@@ -1,0 +1,1 @@
+"""Decisions that no flag overrides: which track, which addresses."""

@@ -1,0 +1,1 @@
+"""Track B: LoRA on own hardware. Knows nothing of Track A."""

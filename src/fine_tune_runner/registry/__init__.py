@@ -1,0 +1,1 @@
+"""Which versions exist and which one is in service: the file, its audit record, its lock."""

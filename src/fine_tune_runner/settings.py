@@ -1,0 +1,279 @@
+"""Environment, `.env` and a client's config.json become two frozen values, and each value knows its source.
+
+Every wrong value is reported by name before any work starts. Nothing here opens a socket; secrets are
+wrapped so that no repr, log or report can show them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from fine_tune_runner.errors import ConfigError, UsageError
+from fine_tune_runner.types import Track
+
+CLIENT_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+DEFAULT_BASE = "smollm2"
+
+
+class Secret:
+    """A value that prints as `***`; `.reveal()` is called only where the value is sent."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def __repr__(self) -> str:
+        return "***"
+
+    def reveal(self) -> str:
+        """The secret itself."""
+        return self._value
+
+
+class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`training` of config.json. Defaults are for Track B; Track A sends only what is set.
+
+    Where the defaults come from: README, "Does it learn?".
+    """
+
+    rank: int = 16  # LoRA rank r (Hu et al. 2021, section 4.1)
+    alpha: float = 32.0  # LoRA scale is alpha / rank
+    layers: int | Literal["all"] = 10  # how many layers, counted from the top, get adapters
+    epochs: int | None = None  # None: 4 on Track B, the provider's auto rule on Track A
+    learning_rate: float | None = None  # None: 2e-3 on Track B, the provider's own on Track A
+    batch_size: int | None = None  # rows a step; None: 8 on Track B, the provider's own on Track A
+    warmup: float = 0.1  # share of the steps over which the learning rate rises from 0
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    seed: int = 0
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of the frozen base; adapters are float32
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    threads: int | None = None  # None: all cores
+    checkpoint_every: int = 10  # optimizer steps between checkpoints
+
+
+class EvalConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`eval` of config.json; the defaults are how the model is asked in service."""
+
+    temperature: float = 0.2
+    max_tokens: int = 256
+    seed: int = 0
+
+
+class ClientConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """config.json. Unknown keys at the top level belong to other phases and are ignored."""
+
+    client_id: str
+    client_name: str | None = None
+    track_preference: Literal["a", "b"] | None = None
+    sensitive: bool | None = None
+    base_model: str | None = None
+    provider: str | None = None
+    training: TrainingConfig = TrainingConfig()
+    eval: EvalConfig = EvalConfig()
+    allow_secrets: dict[str, str] = {}  # check: reason, for a secret that is meant to be in the data
+    notify: Any = None
+
+    @property
+    def is_sensitive(self) -> bool:
+        """Whether data may not leave the private network; absent means true where the preference is "b"."""
+        return self.track_preference == "b" if self.sensitive is None else self.sensitive
+
+    @property
+    def preferred_track(self) -> Track | None:
+        """`track_preference` as the registry spells it."""
+        return {"a": "A", "b": "B", None: None}[self.track_preference]  # type: ignore[return-value]
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """The machine's side of the configuration; `sources` says for each field where its value came from."""
+
+    data_dir: Path
+    models_dir: Path
+    openai_api_key: Secret | None
+    openai_base_url: str | None
+    ollama_host: str | None
+    tolerance: float
+    sources: dict[str, str]
+
+
+class AccountState(msgspec.Struct, frozen=True, kw_only=True):
+    """The two keys of account_state.json that this system reads."""
+
+    version: str
+    system_prompt: str
+
+
+class Client(msgspec.Struct, frozen=True, kw_only=True):
+    """One client: its folder and config, read and checked."""
+
+    id: str
+    dir: Path
+    config: ClientConfig
+
+    @property
+    def name(self) -> str:
+        """What people call the client; its id in capitals where config.json has no name."""
+        return self.config.client_name or self.id.upper()
+
+
+def _default_models_dir(env: Mapping[str, str]) -> str:
+    cache = env.get("XDG_CACHE_HOME") or str(Path(env.get("HOME", "~")).expanduser() / ".cache")
+    return str(Path(cache) / "fine-tune-runner")
+
+
+def _tolerance(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise ValueError("give a fraction between 0 and 1, such as 0.05")
+    return value
+
+
+def _url(text: str) -> str:
+    if not re.match(r"(https?|ssh)://[^\s/]+", text):
+        raise ValueError("give a URL with its scheme, such as http://127.0.0.1:11434")
+    return text.rstrip("/")
+
+
+# (field, environment variable, default, parser). One table, one loop: `fine-tune config` prints it.
+FIELDS: tuple[tuple[str, str, str | None, Any], ...] = (
+    ("data_dir", "CLIENT_DATA_DIR", "data/clients", Path),
+    ("models_dir", "FINE_TUNE_MODELS_DIR", None, Path),
+    ("openai_api_key", "OPENAI_API_KEY", None, Secret),
+    ("openai_base_url", "OPENAI_BASE_URL", None, _url),
+    ("ollama_host", "OLLAMA_HOST", None, _url),
+    ("tolerance", "EVAL_REGRESSION_TOLERANCE", "0.05", _tolerance),
+)
+
+
+def load_settings(env: Mapping[str, str], cwd: Path | None = None) -> Settings:
+    """Read the environment over `.env` over the defaults.
+
+    Raises ConfigError naming every wrong variable at once.
+    """
+    dotenv = _read_dotenv((cwd or Path.cwd()) / ".env")
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    wrong: list[str] = []
+    for field, variable, default, parse in FIELDS:
+        default = _default_models_dir(env) if field == "models_dir" else default
+        candidates = (
+            ("environment", env.get(variable)),
+            (".env", dotenv.get(variable)),
+            ("default", default),
+        )
+        source, text = next(((s, t) for s, t in candidates if t), ("not set", None))
+        sources[field] = f"{source} ({variable})" if source in ("environment", ".env") else source
+        try:
+            values[field] = None if text is None else parse(text)
+        except ValueError as error:
+            wrong.append(f"{variable}={text!r} ({source}): {error}")
+    if wrong:
+        raise ConfigError("\n".join(wrong))
+    return Settings(**values, sources=sources)
+
+
+def _read_dotenv(path: Path) -> Mapping[str, str | None]:
+    if not path.is_file():
+        return {}
+    from dotenv import dotenv_values  # only where a .env exists, so that `status` starts at once
+
+    return dotenv_values(path, interpolate=False)
+
+
+def check_client_id(client_id: str) -> str:
+    """Refuse anything but `[a-z0-9][a-z0-9-]{0,62}` before a path is built from it."""
+    if not CLIENT_ID.fullmatch(client_id):
+        raise UsageError(
+            f"client id {client_id!r}: use lower-case letters, digits and hyphens, at most 63, "
+            "beginning with a letter or digit"
+        )
+    return client_id
+
+
+def load_client(settings: Settings, client_id: str) -> Client:
+    """Read and check `{client_id}/config.json`.
+
+    Raises UsageError for a bad id, ConfigError where folder or file are missing or a value has a wrong type.
+    """
+    folder = settings.data_dir / check_client_id(client_id)
+    if not folder.is_dir():
+        known = ", ".join(client_ids(settings)) or "none yet"
+        raise ConfigError(
+            f"client {client_id!r} is unknown: no folder {folder} (known: {known}); "
+            f"create it with: fine-tune init --client {client_id}"
+        )
+    path = folder / "config.json"
+    config = read_json(path, ClientConfig, f"fine-tune init --client {client_id} writes one")
+    if config.client_id != client_id:
+        raise ConfigError(
+            f"{path}: client_id is {config.client_id!r}, but the folder is {client_id!r}; make them the same"
+        )
+    check_training(path, config.training)
+    return Client(id=client_id, dir=folder, config=config)
+
+
+def check_training(path: Path, training: TrainingConfig) -> None:
+    """Raise ConfigError for hyperparameters that no trainer can use, all of them at once."""
+    rules: tuple[tuple[str, bool, str], ...] = (
+        ("rank", 1 <= training.rank <= 512, "1 to 512"),
+        ("alpha", training.alpha > 0, "above 0"),
+        ("layers", training.layers == "all" or training.layers >= 1, 'a number from 1, or "all"'),
+        ("epochs", training.epochs is None or 1 <= training.epochs <= 100, "1 to 100"),
+        ("learning_rate", training.learning_rate is None or 0 < training.learning_rate < 10, "above 0"),
+        ("batch_size", training.batch_size is None or training.batch_size >= 1, "1 or more"),
+        ("warmup", 0 <= training.warmup < 1, "0 up to, but not, 1"),
+        ("max_grad_norm", training.max_grad_norm > 0, "above 0"),
+        ("checkpoint_every", training.checkpoint_every >= 1, "1 or more"),
+        ("threads", training.threads is None or training.threads >= 1, "1 or more"),
+    )
+    wrong = [
+        f"{path}: training.{name} is {getattr(training, name)!r}; give {rule}"
+        for name, holds, rule in rules
+        if not holds
+    ]
+    if wrong:
+        raise ConfigError("\n".join(wrong))
+
+
+def load_account_state(client: Client) -> AccountState:
+    """Read `account_state.json`; ConfigError where it is missing or lacks `version` or `system_prompt`."""
+    path = client.dir / "account_state.json"
+    state = read_json(path, AccountState, "the upstream pipeline writes it")
+    if not state.system_prompt.strip():
+        raise ConfigError(f"{path}: system_prompt is empty; publish an AccountState with a prompt")
+    return state
+
+
+StructT = Any
+
+
+def read_json(path: Path, kind: type[Any], remedy: str) -> StructT:
+    """Decode a JSON file into a struct; ConfigError with file, line or key, and remedy."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise ConfigError(f"{path} is missing; {remedy}") from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}; check its permissions") from None
+    if data.startswith(b"\xef\xbb\xbf"):
+        raise ConfigError(f"{path} line 1: begins with a byte order mark; save it as UTF-8 without BOM")
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{path}: {error}; correct the value") from None
+    except msgspec.DecodeError as error:
+        raise ConfigError(f"{path}: not valid JSON: {error}") from None
+
+
+def client_ids(settings: Settings) -> list[str]:
+    """The client folders there are, by name; `.fine-tune/` and other hidden folders are none."""
+    if not settings.data_dir.is_dir():
+        return []
+    return sorted(p.name for p in settings.data_dir.iterdir() if p.is_dir() and CLIENT_ID.fullmatch(p.name))

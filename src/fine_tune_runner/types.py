@@ -1,0 +1,495 @@
+"""The frozen nouns that flow along the line, and the seams between rooms.
+
+    Request → Dataset → Findings → Job → Model → EvalReport → Verdict → RegistryEntry
+
+Each value fits into JSON (msgspec reads and writes it) and names the hash of the one before it where it
+has one. Nothing in here reads a file, opens a socket or knows a track.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from datetime import date, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+
+import msgspec
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Track = Literal["A", "B"]
+Purpose = Literal["iteration", "production"]
+Level = Literal["fail", "warn", "info"]
+Status = Literal["eval", "active", "archived", "refused", "held", "failed"]
+State = Literal["running", "finished", "failed", "cancelled", "interrupted"]
+Decision = Literal["promote", "refuse", "hold"]
+# How an answer was judged: "line" = its own `Root cause:` line decided; "committed" = a committed sentence
+# named exactly one label; "nearest" = nearest label by embedding (marked fallback); "contrast" = nearer to
+# its own reference than to those of other causes (approximate); "review" = a person decided;
+# "unresolved" = nothing decided, counted as not recalled.
+Method = Literal["line", "committed", "nearest", "contrast", "review", "unresolved"]
+# By which score the gate compared: exact match on given or derived labels, contrast, or similarity alone.
+Measure = Literal["recall", "contrast", "similarity"]
+
+T = TypeVar("T")
+Clock = Callable[[], datetime]  # timezone-aware, UTC
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One chat turn; `weight` 0 keeps an assistant turn out of the loss (OpenAI chat format)."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+    weight: Literal[0, 1] | None = None
+
+
+class EvalLabels(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The optional `eval` object of a holdout row (facts/evaluation.md)."""
+
+    id: str | None = None
+    root_cause: str | None = None
+    accept: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
+    reject: tuple[str, ...] = ()
+
+
+class Example(msgspec.Struct, frozen=True, kw_only=True):
+    """One row of a training file or holdout that passed the shape check; `line` counts from 1."""
+
+    line: int
+    messages: tuple[Message, ...]
+    eval: EvalLabels | None = None
+
+    @property
+    def question(self) -> str:
+        """All user turns, joined by line feeds."""
+        return "\n".join(m.content for m in self.messages if m.role == "user")
+
+    @property
+    def answer(self) -> str:
+        """The last message, which the shape check guarantees to be the assistant's."""
+        return self.messages[-1].content
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """What the command asked for, before anything was looked at."""
+
+    client_id: str
+    version: int
+    track: Track | None = None
+    purpose: Purpose | None = None
+    max_cost_usd: float | None = None
+    again: bool = False
+
+
+class TrackChoice(msgspec.Struct, frozen=True, kw_only=True):
+    """The track a run takes, and the rule that decided, in words."""
+
+    track: Track
+    reason: str
+
+
+class Run(msgspec.Struct, frozen=True, kw_only=True):
+    """One attempt at one version on one track; written once as `run.json`.
+
+    `run_id` is `{client}-v{N}-{track}-{first 8 of dataset_sha256}-{attempt}`, so it can be derived again.
+    """
+
+    run_id: str
+    client_id: str
+    version: int
+    track: Track
+    track_reason: str
+    attempt: int
+    dataset_sha256: str
+    created_at: datetime
+    who: str
+    max_cost_usd: float | None = None
+
+
+class Dataset(msgspec.Struct, frozen=True, kw_only=True):
+    """A version and its holdout as files and hashes; rows stay on disk.
+
+    `sha256` and `holdout_sha256` are over the normalised content (dataset/fingerprint.py), so a change of
+    white space between JSON tokens or of metadata keys is no new data set. Paths are as the user would type
+    them (below the data folder).
+    """
+
+    client_id: str
+    version: int
+    train_path: str
+    holdout_path: str
+    sha256: str
+    holdout_sha256: str
+    examples: int
+    holdout_examples: int
+    account_state_version: str
+    system_prompt: str
+
+
+class Finding(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing a check has to say: what and where (`message`, `path`, `line`), and what to do (`remedy`).
+
+    `line` counts from 1; None means the whole file. Secrets and personal data are already masked.
+    """
+
+    check: str
+    level: Level
+    message: str
+    path: str
+    line: int | None = None
+    remedy: str = ""
+
+
+class TokenStats(msgspec.Struct, frozen=True, kw_only=True):
+    """Token counts of a training file under the base model's own tokenizer and chat template."""
+
+    tokenizer: str
+    total: int
+    loss: int
+    longest: int
+    longest_line: int
+    mean: float
+
+
+class Findings(msgspec.Struct, frozen=True, kw_only=True):
+    """All findings of one data set, worst first; `tokens` is None where no tokenizer was at hand."""
+
+    dataset_sha256: str
+    items: tuple[Finding, ...]
+    tokens: TokenStats | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Whether a finding stands that forbids training."""
+        return any(item.level == "fail" for item in self.items)
+
+
+class Estimate(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run will take; unknown values are None, never guessed silently."""
+
+    dataset_sha256: str
+    tokens_per_epoch: int
+    epochs: int
+    steps: int
+    cost_usd: float
+    price_source: str
+    duration_s: float | None = None
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """A submitted run, as the library returns it."""
+
+    run_id: str
+    client_id: str
+    version: int
+    track: Track
+    state: State
+    model_id: str | None = None
+    verdict: Verdict | None = None
+
+
+class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a run is; `step` and `total_steps` are optimizer steps, `eta_s` counts training only."""
+
+    run_id: str
+    state: State
+    stage: str
+    step: int | None = None
+    total_steps: int | None = None
+    loss: float | None = None
+    eta_s: float | None = None
+    error: str | None = None
+
+
+class TrainingSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """What training did: optimizer steps, dataset tokens seen, seconds, last loss, peak memory in bytes."""
+
+    steps: int
+    epochs: float
+    tokens: int
+    loss_tokens: int
+    seconds: float
+    first_loss: float
+    final_loss: float
+    peak_memory_bytes: int | None = None
+    settings: dict[str, Any] = {}
+
+
+class Model(msgspec.Struct, frozen=True, kw_only=True):
+    """A model that exists and can be asked; `artifact` None means the bare base.
+
+    `artifact` is relative to the client's folder. `endpoint` None means embedded in this process.
+    `shutdown_date` is the day from which the provider no longer answers.
+    """
+
+    model_id: str
+    track: Track
+    provider: str
+    base_model: str
+    dataset_sha256: str
+    endpoint: str | None = None
+    artifact: str | None = None
+    artifact_sha256: str | None = None
+    training: TrainingSummary | None = None
+    shutdown_date: date | None = None
+    cost_usd: float | None = None
+
+
+class Decoding(msgspec.Struct, frozen=True, kw_only=True):
+    """How answers are drawn; part of every scorer fingerprint."""
+
+    temperature: float = 0.2
+    max_tokens: int = 256
+    seed: int = 0
+
+
+class Prompt(msgspec.Struct, frozen=True, kw_only=True):
+    """One question to one model; `k` counts repeats from 0."""
+
+    question_id: str
+    k: int
+    messages: tuple[Message, ...]
+
+
+class Reply(msgspec.Struct, frozen=True, kw_only=True):
+    """What came back: exactly one of `text` and `error` is set; a failed call is not a wrong answer."""
+
+    question_id: str
+    k: int
+    text: str | None = None
+    error: str | None = None
+    tokens: int = 0
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of `answers/{version}-{track}.jsonl`: raw text and how it was scored.
+
+    `score` is 1.0 or 0.0 (recall), None where no recall was measured or the call failed. `cause` is the
+    label the answer committed to. `similarity` is the cosine to the reference.
+    """
+
+    question_id: str
+    k: int
+    text: str | None
+    score: float | None
+    method: Method | None
+    fingerprint: str
+    error: str | None = None
+    cause: str | None = None
+    similarity: float | None = None
+
+
+class ScoreCard(msgspec.Struct, frozen=True, kw_only=True):
+    """The scores of one model on one holdout; fractions in 0..1.
+
+    `recall` is pooled over all answers that came back, None where no label was given or derived (then
+    `contrast` has the approximate share). `similarity_floor` is the mean cosine between references of
+    different rows; `own_reference_share` the share of answers nearest to their own reference.
+    """
+
+    label: str
+    model_id: str
+    questions: int
+    answers: int
+    failed: int
+    unresolved: tuple[str, ...]
+    similarity: float | None
+    similarity_floor: float | None
+    own_reference_share: float | None
+    recall: float | None = None
+    contrast: float | None = None
+    per_question: dict[str, float] = {}
+    methods: dict[str, int] = {}
+
+
+class VersionKey(msgspec.Struct, frozen=True, kw_only=True):
+    """The key of a registry entry."""
+
+    version: int
+    track: Track
+
+
+class EvalReport(msgspec.Struct, frozen=True, kw_only=True):
+    """A model's scores beside those of the version in service (or of the base, for a first version).
+
+    `previous` None and `previous_key` set means: there is a version in service, and it could not be asked
+    (`not_comparable` says why). `left_out` names holdout rows that are in the other version's training set.
+    """
+
+    client_id: str
+    key: VersionKey
+    dataset_sha256: str
+    holdout_sha256: str
+    fingerprint: str
+    measure: Measure
+    new: ScoreCard
+    previous: ScoreCard | None = None
+    previous_key: VersionKey | None = None
+    base: ScoreCard | None = None
+    left_out: tuple[str, ...] = ()
+    not_comparable: str | None = None
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """What the gate decided, and by what; `compared_with` None means a first version."""
+
+    decision: Decision
+    reason: str
+    measure: Measure
+    tolerance: float
+    new: float | None = None
+    previous: float | None = None
+    delta: float | None = None
+    compared_with: VersionKey | None = None
+    lost: tuple[str, ...] = ()
+    gained: tuple[str, ...] = ()
+    holdout_sha256: str = ""
+
+
+class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
+    """The part of an evaluation that the registry keeps for good."""
+
+    method: str
+    recall: float | None
+    similarity: float | None
+    questions: int
+    answers: int
+    fingerprint: str
+    verdict: Verdict
+    at: datetime
+
+
+class RegistryEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """One version in `model_registry.json`; the first six keys are read by a downstream router."""
+
+    version: int
+    track: Track
+    model_id: str | None
+    eval_score: float | None
+    active: bool
+    created_at: datetime
+    status: Status
+    provider: str | None = None
+    endpoint: str | None = None
+    artifact: str | None = None
+    artifact_sha256: str | None = None
+    base_model: str | None = None
+    dataset_sha256: str | None = None
+    holdout_sha256: str | None = None
+    training_examples: int | None = None
+    account_state_version: str | None = None
+    run_id: str | None = None
+    evaluation: Evaluation | None = None
+    shutdown_date: date | None = None
+    cost_usd: float | None = None
+
+    @property
+    def key(self) -> VersionKey:
+        """(version, track), unique in a registry."""
+        return VersionKey(version=self.version, track=self.track)
+
+
+class Embedder(Protocol):
+    """Turns texts into unit vectors; `fingerprint` names weights, tokenizer and length limit."""
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """[n texts, d], rows of length 1."""
+        ...
+
+
+class Tokenizer(Protocol):
+    """Counts tokens as the base model sees them, chat template included."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def context(self) -> int:
+        """The longest row the base model takes, in tokens."""
+        ...
+
+    def count(self, rows: Sequence[tuple[Message, ...]]) -> list[tuple[int, int]]:
+        """(tokens, tokens with loss) of each row."""
+        ...
+
+
+class Answerer(Protocol):
+    """Models that are loaded and can be asked, each by its `Model.model_id`."""
+
+    def replies(self, model_id: str, prompts: Iterable[Prompt], decoding: Decoding) -> Iterator[Reply]:
+        """One reply a prompt, in any order; a call that failed comes as `Reply.error`, never as a raise."""
+        ...
+
+
+class RunContext(Protocol):
+    """What a step is given: the run, its folders, the values of earlier steps, and where to report.
+
+    `client_dir` is `{data}/{client}`, `run_dir` its `runs/{run_id}`, `attempt_dir` the folder for training
+    output below it.
+    """
+
+    run: Run
+    client_dir: Path
+    run_dir: Path
+    attempt_dir: Path
+
+    def value(self, kind: type[T]) -> T:
+        """The value of that type from an earlier step of this run; KeyError where none gave one."""
+        ...
+
+    def emit(self, event: str, **data: object) -> None:
+        """Append to `events.jsonl` and show it; `data` fits into JSON and holds no client text."""
+        ...
+
+    def check_cancelled(self) -> None:
+        """Raise `Interrupted` where somebody asked this run to stop (Ctrl-C, `cancel`)."""
+        ...
+
+
+class Step(msgspec.Struct, frozen=True, kw_only=True):
+    """One durable step: `do` gives a value of type `gives`, which is written down under `name`.
+
+    A step that is on record is not run again, so `do` must be safe to start again from its beginning.
+    """
+
+    name: str
+    gives: type
+    do: Callable[[RunContext], Any]
+
+
+class TrackPort(Protocol):
+    """What a track offers; runner.py chooses one from a dict and never asks which it is.
+
+    `title` is what the header says, such as "Track B (embedded)".
+    """
+
+    title: str
+
+    def unavailable(self) -> str | None:
+        """Why this track cannot take a run now, with the remedy; None where it can."""
+        ...
+
+    def tokenizer(self) -> Tokenizer:
+        """The base model's own."""
+        ...
+
+    def estimate(self, dataset: Dataset, tokens: TokenStats) -> Estimate: ...
+
+    def steps(self) -> Sequence[Step]:
+        """The steps from a checked data set to a `Model`, which the last one gives."""
+        ...
+
+    def base(self) -> Model:
+        """The bare base model, to be asked beside a first version."""
+        ...
+
+    def serve(self, models: Sequence[Model]) -> AbstractContextManager[Answerer]:
+        """Load models for asking; ServingError where one of them cannot be called any more."""
+        ...

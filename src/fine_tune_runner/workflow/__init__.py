@@ -1,0 +1,1 @@
+"""Runs named steps once each and remembers what they gave. Knows neither runner nor tracks."""
