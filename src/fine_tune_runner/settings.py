@@ -14,7 +14,7 @@ from typing import Any, Literal
 import msgspec
 
 from fine_tune_runner.errors import ConfigError, UsageError
-from fine_tune_runner.types import Track
+from fine_tune_runner.types import T, Track
 
 CLIENT_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 DEFAULT_BASE = "smollm2"
@@ -88,7 +88,7 @@ class ClientConfig(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def preferred_track(self) -> Track | None:
         """`track_preference` as the registry spells it."""
-        return {"a": "A", "b": "B", None: None}[self.track_preference]  # type: ignore[return-value]
+        return {"a": "A", "b": "B", None: None}[self.track_preference]
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -251,10 +251,7 @@ def load_account_state(client: Client) -> AccountState:
     return state
 
 
-StructT = Any
-
-
-def read_json(path: Path, kind: type[Any], remedy: str) -> StructT:
+def read_json(path: Path, kind: type[T], remedy: str) -> T:
     """Decode a JSON file into a struct; ConfigError with file, line or key, and remedy."""
     try:
         data = path.read_bytes()
