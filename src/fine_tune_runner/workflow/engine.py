@@ -1,0 +1,69 @@
+"""The port that runs go through, and what a reader can know of a run without an engine.
+
+An engine is handed the steps of a run by a plan and runs each of them once. It knows neither the runner
+nor a track. `Journal` serves this port with files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Any, Protocol
+
+import msgspec
+
+from fine_tune_runner.types import Run, State, Step
+
+Plan = Callable[[Run], Sequence[Step]]
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of `events.jsonl`: what happened in a run, without a word of the client's text."""
+
+    at: datetime
+    event: str
+    run_id: str
+    data: dict[str, Any] = {}
+
+
+class RunState(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a run is: steps on record, the last thing that happened, and who holds it.
+
+    `pid` is set while a process works on it. A run that nobody holds and that is not at an end is
+    `interrupted`.
+    """
+
+    run: Run
+    state: State
+    done: tuple[str, ...]
+    pid: int | None = None
+    updated_at: datetime | None = None
+    error: str | None = None
+
+
+class Engine(Protocol):
+    """Run, find, list, cancel, resume; a list of runs is called `runs`."""
+
+    def run(self, run: Run) -> None:
+        """Run every step that is not on record yet; RunError where another process holds this run."""
+        ...
+
+    def find(self, run_id: str) -> RunState:
+        """RunError where no such run exists."""
+        ...
+
+    def runs(self, client_id: str | None = None) -> Sequence[RunState]:
+        """Oldest first."""
+        ...
+
+    def value(self, run_id: str, kind: type[Any]) -> Any:
+        """What the last step of that type gave, None where none is on record."""
+        ...
+
+    def cancel(self, run_id: str) -> None:
+        """Ask a live run to stop at the next opportunity, or close one that nobody holds."""
+        ...
+
+    def resume(self, run_id: str) -> None:
+        """Go on with a run where it stopped."""
+        ...
