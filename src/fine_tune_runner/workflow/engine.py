@@ -60,6 +60,10 @@ class Engine(Protocol):
         """What the last step of that type gave, None where none is on record."""
         ...
 
+    def events(self, run_id: str) -> Sequence[Event]:
+        """Everything that happened in a run, oldest first."""
+        ...
+
     def cancel(self, run_id: str) -> None:
         """Ask a live run to stop at the next opportunity, or close one that nobody holds."""
         ...

@@ -86,6 +86,10 @@ class Journal:
         records = [record for record, _ in _records(folder) if record.gives == kind.__name__]
         return msgspec.json.decode(records[-1].value, type=kind) if records else None
 
+    def events(self, run_id: str) -> Sequence[Event]:
+        """Everything that happened in a run, oldest first."""
+        return _events(self._folder(self.find(run_id).run.client_id, run_id) / "events.jsonl")
+
     def cancel(self, run_id: str) -> None:
         """Ask a live run to stop; one that nobody holds is closed at once."""
         state = self.find(run_id)
@@ -157,7 +161,8 @@ class Journal:
     def _state(self, folder: Path) -> RunState:
         run = msgspec.json.decode((folder / "run.json").read_bytes(), type=Run)
         pid = lock_owner(folder / "lock")
-        last = _last_event(folder / "events.jsonl")
+        events = _events(folder / "events.jsonl")
+        last = events[-1] if events else None
         ended = ENDS.get(last.event) if last else None
         return RunState(
             run=run,
@@ -246,14 +251,13 @@ def _records(folder: Path) -> list[tuple[StepRecord, str]]:
     return found
 
 
-def _last_event(path: Path) -> Event | None:
-    """The last whole line of an events file that another process may be writing."""
+def _events(path: Path) -> list[Event]:
+    """The whole lines of an events file that another process may be writing."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        return None
-    lines = data[: data.rfind(b"\n") + 1].splitlines()
-    return msgspec.json.decode(lines[-1], type=Event) if lines else None
+        return []
+    return [msgspec.json.decode(line, type=Event) for line in data[: data.rfind(b"\n") + 1].splitlines()]
 
 
 def _pretty(value: object) -> bytes:

@@ -1,0 +1,300 @@
+"""The straight line of a run: the steps from a data set to a version in service, in order.
+
+Each method is one durable step from one noun to the next. It is handed the track it runs on and never asks
+which one that is. `runner.py` decides that a run begins; the engine decides which steps are still to do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from fine_tune_runner.dataset import read
+from fine_tune_runner.dataset.taxonomy import load_taxonomy
+from fine_tune_runner.dataset.validate import check
+from fine_tune_runner.errors import DataError, PolicyError, RegistryError
+from fine_tune_runner.files import write_atomic
+from fine_tune_runner.registry import edits
+from fine_tune_runner.registry.store import Registry
+from fine_tune_runner.settings import Client, Settings
+from fine_tune_runner.types import (
+    Answerer,
+    Clock,
+    Dataset,
+    Decoding,
+    Embedder,
+    Estimate,
+    EvalReport,
+    Evaluation,
+    Findings,
+    Model,
+    RegistryEntry,
+    RunContext,
+    Status,
+    Step,
+    Track,
+    TrackPort,
+    Verdict,
+    VersionKey,
+)
+
+Emit = Callable[..., None]
+STATUS_AFTER: Mapping[str, Status] = {"promote": "eval", "refuse": "refused", "hold": "held"}
+
+
+class Line:
+    """The steps of a client's runs on one track; `tracks` also holds the others, for asking older models."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        client: Client,
+        tracks: Mapping[Track, TrackPort],
+        track: Track,
+        registry: Registry,
+        embedder: Callable[[], Embedder],
+        clock: Clock,
+    ) -> None:
+        self._settings = settings
+        self._client = client
+        self._tracks = tracks
+        self._track = tracks[track]
+        self._registry = registry
+        self._embedder = embedder
+        self._clock = clock
+
+    def steps(self) -> Sequence[Step]:
+        """Every step of a run, in order."""
+        return (
+            Step(name="load", gives=Dataset, do=self.load),
+            Step(name="check", gives=Findings, do=self.check),
+            Step(name="estimate", gives=Estimate, do=self.estimate),
+            *self._track.steps(),
+            Step(name="register", gives=RegistryEntry, do=self.register),
+            Step(name="evaluate", gives=EvalReport, do=self.evaluate),
+            Step(name="decide", gives=Verdict, do=self.decide),
+            Step(name="promote", gives=RegistryEntry, do=self.promote),
+        )
+
+    def load(self, context: RunContext) -> Dataset:
+        """Request → Dataset; DataError where the files changed since the run was submitted."""
+        dataset = read.load(self._client, context.run.version)
+        if dataset.sha256 != context.run.dataset_sha256:
+            raise DataError(
+                f"{dataset.train_path}: its content changed since run {context.run.run_id} began; "
+                f"publish v{dataset.version + 1} instead"
+            )
+        context.emit("loaded", path=dataset.train_path, records=dataset.examples)
+        return dataset
+
+    def check(self, context: RunContext) -> Findings:
+        """Dataset → Findings; DataError where one forbids training, so nothing is sent or trained."""
+        dataset = context.value(Dataset)
+        findings = self.findings(dataset.version, self._embedder())
+        data = msgspec.json.format(msgspec.json.encode(findings), indent=2)
+        write_atomic(context.run_dir / "findings.json", data)
+        counts = {level: sum(f.level == level for f in findings.items) for level in ("fail", "warn")}
+        context.emit("checked", **counts)
+        if findings.failed:
+            command = f"fine-tune check --client {dataset.client_id} --version {dataset.version}"
+            faults = [
+                f"{f.path}{f' line {f.line}' if f.line else ''}: {f.message}; {f.remedy}"
+                for f in findings.items
+                if f.level == "fail"
+            ]
+            raise DataError("\n".join([*faults[:20], f"{counts['fail']} faults; all findings: {command}"]))
+        return findings
+
+    def findings(self, version: int, embedder: Embedder | None) -> Findings:
+        """Every check of one version, with the tokenizer of the track's base model."""
+        taxonomy = load_taxonomy(self._client.dir)
+        tokenizer = self._track.tokenizer()
+        return check(self._client, version, tokenizer=tokenizer, embedder=embedder, taxonomy=taxonomy)
+
+    def estimate(self, context: RunContext) -> Estimate:
+        """Findings → Estimate; PolicyError above the cost limit."""
+        dataset, findings = context.value(Dataset), context.value(Findings)
+        if findings.tokens is None:
+            raise DataError(
+                f"{dataset.train_path}: no tokenizer counted its tokens; fetch the base model first"
+            )
+        estimate = self._track.estimate(dataset, findings.tokens)
+        context.emit("estimated", **msgspec.to_builtins(estimate))
+        limit = context.run.max_cost_usd
+        if limit is not None and estimate.cost_usd > limit:
+            raise PolicyError(
+                f"estimated cost ${estimate.cost_usd:.2f} is above --max-cost {limit:.2f}; nothing was sent. "
+                "Raise the limit, or train fewer epochs (training.epochs in config.json)"
+            )
+        return estimate
+
+    def register(self, context: RunContext) -> RegistryEntry:
+        """Model → RegistryEntry with status eval: from now on the model is known."""
+        dataset, model, run = context.value(Dataset), context.value(Model), context.run
+        key = VersionKey(version=run.version, track=run.track)
+        known = edits.find(self._registry.entries(), key)
+        if known is not None and known.run_id == run.run_id:
+            return known
+        entry = RegistryEntry(
+            version=run.version,
+            track=run.track,
+            model_id=model.model_id,
+            eval_score=None,
+            active=False,
+            created_at=self._clock(),
+            status="eval",
+            provider=model.provider,
+            endpoint=model.endpoint,
+            artifact=model.artifact,
+            artifact_sha256=model.artifact_sha256,
+            base_model=model.base_model,
+            dataset_sha256=dataset.sha256,
+            holdout_sha256=dataset.holdout_sha256,
+            training_examples=dataset.examples,
+            account_state_version=dataset.account_state_version,
+            run_id=run.run_id,
+            shutdown_date=model.shutdown_date,
+            cost_usd=model.cost_usd,
+        )
+        self._registry.change(
+            "register",
+            lambda entries: edits.registered(entries, entry),
+            who=run.who,
+            why=f"trained on {dataset.examples} examples",
+            key=key,
+            run_id=run.run_id,
+        )
+        context.emit("registered", model_id=model.model_id, status="eval")
+        return entry
+
+    def evaluate(self, context: RunContext) -> EvalReport:
+        """Model → EvalReport, beside the version in service or, for a first version, the bare base."""
+        dataset, entry = context.value(Dataset), context.value(RegistryEntry)
+        return self.measure(dataset, entry, context.run_dir, context.emit, context.check_cancelled)
+
+    def measure(
+        self,
+        dataset: Dataset,
+        entry: RegistryEntry,
+        run_dir: Path,
+        emit: Emit,
+        check_cancelled: Callable[[], None] = lambda: None,
+    ) -> EvalReport:
+        """Ask and score a registered version; raw answers go to `answers/` of the run."""
+        from fine_tune_runner.evaluation.harness import measure
+
+        previous = self._registry.active()
+        previous = None if previous is None or previous.key == entry.key else previous
+        emit("evaluation started", holdout=Path(dataset.holdout_path).name)
+
+        def on_reply(label: str, done: int, total: int) -> None:
+            check_cancelled()
+            emit("evaluation progress", model=label, done=done, total=total)
+
+        return measure(
+            self._client,
+            dataset,
+            new=model_of(entry),
+            key=entry.key,
+            previous=None if previous is None else (previous.key, model_of(previous)),
+            base=None if previous else self._tracks[entry.track].base(),
+            serve=self.serve,
+            embedder=self._embedder(),
+            decoding=Decoding(**msgspec.to_builtins(self._client.config.eval)),
+            answers_dir=run_dir / "answers",
+            on_reply=on_reply,
+        )
+
+    def decide(self, context: RunContext) -> Verdict:
+        """EvalReport → Verdict, and the score onto the registry entry."""
+        return self.record(context.value(EvalReport), context.run_dir, context.run.who, context.emit)
+
+    def record(self, report: EvalReport, run_dir: Path, who: str, emit: Emit) -> Verdict:
+        """Judge a report, write it beside the run, and put score and verdict on the registry entry."""
+        from fine_tune_runner.evaluation import gate
+        from fine_tune_runner.evaluation.report import write_report
+
+        verdict = gate.decide(report, self._settings.tolerance)
+        evaluation = Evaluation(
+            method=report.measure,
+            recall=report.new.recall,
+            similarity=report.new.similarity,
+            questions=report.new.questions,
+            answers=report.new.answers,
+            fingerprint=report.fingerprint,
+            verdict=verdict,
+            at=self._clock(),
+        )
+        self._registry.change(
+            "evaluate",
+            lambda entries: edits.scored(
+                entries, report.key, evaluation, report.holdout_sha256, STATUS_AFTER[verdict.decision]
+            ),
+            who=who,
+            why=f"{verdict.decision}: {verdict.reason}",
+            key=report.key,
+            run_id=run_dir.name,
+        )
+        write_report(run_dir, report, verdict)
+        emit("evaluated", report=msgspec.to_builtins(report), verdict=msgspec.to_builtins(verdict))
+        return verdict
+
+    def promote(self, context: RunContext) -> RegistryEntry:
+        """Verdict → RegistryEntry: active, or refused or held with an alert."""
+        return self.apply(
+            context.value(EvalReport).key, context.value(Verdict), context.run.who, context.emit
+        )
+
+    def apply(self, key: VersionKey, verdict: Verdict, who: str, emit: Emit) -> RegistryEntry:
+        """Do what the verdict says; on a refusal or hold the version in service stays, with an alert."""
+        run_id = edits.get(self._registry.entries(), key).run_id
+        if verdict.decision != "promote":
+            emit("alert", decision=verdict.decision, key=msgspec.to_builtins(key), reason=verdict.reason)
+            return edits.get(self._registry.entries(), key)
+        entries = self._registry.change(
+            "promote",
+            lambda entries: edits.promoted(entries, key, verdict.compared_with),
+            who=who,
+            why=verdict.reason,
+            key=key,
+            run_id=run_id,
+        )
+        entry = edits.get(entries, key)
+        emit("promoted", model_id=entry.model_id, key=msgspec.to_builtins(key))
+        if verdict.compared_with is not None:
+            emit("archived", key=msgspec.to_builtins(verdict.compared_with))
+        return entry
+
+    @contextlib.contextmanager
+    def serve(self, models: Sequence[Model]) -> Any:
+        """Load models of any track; yields an Answerer for all of them."""
+        with ExitStack() as stack:
+            by_model: dict[str, Answerer] = {}
+            for track in sorted({model.track for model in models}):
+                of_track = [model for model in models if model.track == track]
+                answerer = stack.enter_context(self._tracks[track].serve(of_track))
+                by_model |= {model.model_id: answerer for model in of_track}
+            yield by_model
+
+
+def model_of(entry: RegistryEntry) -> Model:
+    """The model behind a registry entry; RegistryError where the entry has none."""
+    if entry.model_id is None or entry.base_model is None or entry.dataset_sha256 is None:
+        raise RegistryError(f"{edits.spell(entry.key)} has no model on record; submit it again")
+    return Model(
+        model_id=entry.model_id,
+        track=entry.track,
+        provider=entry.provider or "",
+        base_model=entry.base_model,
+        dataset_sha256=entry.dataset_sha256,
+        endpoint=entry.endpoint,
+        artifact=entry.artifact,
+        artifact_sha256=entry.artifact_sha256,
+        shutdown_date=entry.shutdown_date,
+        cost_usd=entry.cost_usd,
+    )

@@ -1,0 +1,371 @@
+"""`FineTuneRunner`: the library, and everything the command line can do.
+
+Request → run → steps of `line.py`, each once, through the engine. The one place where a track is chosen is
+the dict `TRACKS`.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from fine_tune_runner.dataset import read
+from fine_tune_runner.errors import (
+    DataError,
+    MissingModel,
+    PolicyError,
+    RegistryError,
+    RunError,
+    ServingError,
+    UsageError,
+)
+from fine_tune_runner.line import Line, model_of
+from fine_tune_runner.policy.track import choose_track
+from fine_tune_runner.registry import edits
+from fine_tune_runner.registry.store import Registry
+from fine_tune_runner.settings import Client, Settings, load_account_state, load_client
+from fine_tune_runner.types import (
+    Clock,
+    Dataset,
+    Decoding,
+    Embedder,
+    EvalReport,
+    Findings,
+    Job,
+    JobStatus,
+    Message,
+    Model,
+    Prompt,
+    RegistryEntry,
+    Request,
+    Run,
+    Step,
+    Track,
+    TrackPort,
+    Verdict,
+    VersionKey,
+)
+from fine_tune_runner.workflow.engine import Engine, Event, RunState
+from fine_tune_runner.workflow.journal import Journal
+
+TrackMaker = Callable[[Settings, Client], TrackPort]
+
+
+def _hosted(settings: Settings, client: Client) -> TrackPort:
+    from fine_tune_runner.hosted.track import Hosted
+
+    return Hosted(settings, client)
+
+
+def _private(settings: Settings, client: Client) -> TrackPort:
+    from fine_tune_runner.private.track import Embedded
+
+    return Embedded(settings, client)
+
+
+TRACKS: Mapping[Track, TrackMaker] = {"A": _hosted, "B": _private}
+
+
+def utc_now() -> datetime:
+    """The wall clock, timezone-aware."""
+    return datetime.now(UTC)
+
+
+def minilm(settings: Settings) -> Embedder:
+    """The embedder of checks and evaluation; MissingModel where it was not fetched."""
+    from fine_tune_runner.evaluation.similarity import MiniLM
+    from fine_tune_runner.private.fetch import artifact_path
+
+    return MiniLM(
+        artifact_path("minilm", "model.onnx", settings.models_dir),
+        artifact_path("minilm", "tokenizer.json", settings.models_dir),
+    )
+
+
+class FineTuneRunner:
+    """Checks, trains, evaluates, promotes and rolls back the versions of all clients in a data folder.
+
+    `listener` hears every event, `notice` every repair and warning in one line. `tracks`, `embedder` and
+    `clock` are seams for tests and for other trainers. Methods raise `RunnerError`s; a refused or held
+    version is no error but a `Job` whose verdict says so.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        listener: Callable[[Event], None] = lambda _event: None,
+        notice: Callable[[str], None] = lambda _text: None,
+        clock: Clock = utc_now,
+        tracks: Mapping[Track, TrackMaker] = TRACKS,
+        embedder: Callable[[Settings], Embedder] = minilm,
+        who: str | None = None,
+    ) -> None:
+        self.settings = settings
+        self._listener = listener
+        self._notice = notice
+        self._clock = clock
+        self._tracks = tracks
+        self._embedder = embedder
+        self.who = who or f"{getpass.getuser()}@{os.uname().nodename}"
+        self.engine: Engine = Journal(settings.data_dir, self._plan, clock, listener=listener)
+
+    def submit(self, client_id: str, version: int, track: Track | None = None, **words: Any) -> Job:
+        """Run a version from its files to a verdict, or go on with the run of it that there is.
+
+        `words` are the other fields of `Request`. Training data leave this machine on Track A only.
+        """
+        request = Request(client_id=client_id, version=version, track=track, **words)
+        run = self.run_for(request)
+        if self._settled(run):
+            return self.job(run.run_id)
+        self.engine.run(run)
+        return self.job(run.run_id)
+
+    def run_for(self, request: Request) -> Run:
+        """The run that a request means: the newest attempt at this content, or a new one.
+
+        Raises the DataError, PolicyError or RunError that forbids it; changes nothing.
+        """
+        client, dataset, choice = self.plan(request)
+        track_port = self._tracks[choice.track](self.settings, client)
+        if reason := track_port.unavailable():
+            other = "B" if choice.track == "A" else "A"
+            raise PolicyError(f"Track {choice.track} ({choice.reason}) is not available: {reason} ({other})")
+        attempts = self._attempts(client, dataset, choice.track)
+        if attempts and not request.again:
+            return attempts[-1].run
+        if attempts and attempts[-1].state in ("running",):
+            raise RunError(f"run {attempts[-1].run.run_id} is alive in process {attempts[-1].pid}")
+        attempt = attempts[-1].run.attempt + 1 if attempts else 1
+        return Run(
+            run_id=f"{client.id}-v{dataset.version}-{choice.track.lower()}-{dataset.sha256[:8]}-{attempt}",
+            client_id=client.id,
+            version=dataset.version,
+            track=choice.track,
+            track_reason=choice.reason,
+            attempt=attempt,
+            dataset_sha256=dataset.sha256,
+            created_at=self._clock(),
+            who=self.who,
+            max_cost_usd=request.max_cost_usd,
+        )
+
+    def plan(self, request: Request) -> tuple[Client, Dataset, Any]:
+        """Client, data set and track choice of a request, checked, nothing begun."""
+        client = load_client(self.settings, request.client_id)
+        if client.config.is_sensitive and request.track == "A":
+            choose_track(client, request.track, request.purpose, 0)  # refused before a row is read
+        dataset = read.load(client, request.version)
+        choice = choose_track(client, request.track, request.purpose, dataset.examples)
+        return client, dataset, choice
+
+    def job(self, run_id: str) -> Job:
+        """A run as the library shows it."""
+        state = self.engine.find(run_id)
+        model = self.engine.value(run_id, Model)
+        return Job(
+            run_id=run_id,
+            client_id=state.run.client_id,
+            version=state.run.version,
+            track=state.run.track,
+            state=state.state,
+            model_id=model.model_id if model else None,
+            verdict=self.engine.value(run_id, Verdict),
+        )
+
+    def poll(self, job_id: str) -> JobStatus:
+        """How far a run is; `job_id` is its run id."""
+        state = self.engine.find(job_id)
+        progress = [event.data for event in self.engine.events(job_id) if event.event == "train step"]
+        data = progress[-1] if progress else {}
+        return JobStatus(
+            run_id=job_id,
+            state=state.state,
+            stage=state.done[-1] if state.done else "load",
+            step=data.get("step"),
+            total_steps=data.get("total"),
+            loss=data.get("loss"),
+            eta_s=data.get("eta_s"),
+            error=state.error,
+        )
+
+    def findings(self, client_id: str, version: int, track: Track | None = None) -> Findings:
+        """Every check of a version, by the tokenizer of the track it would take; nothing is begun."""
+        client = load_client(self.settings, client_id)
+        chosen = choose_track(client, track, None, 0).track
+        try:
+            embedder = self._embedder(self.settings)
+        except MissingModel:
+            embedder = None  # the findings say what was not checked
+        return self._line(client, chosen).findings(version, embedder)
+
+    def evaluate(
+        self, client_id: str, version: int, track: Track | None = None
+    ) -> tuple[EvalReport, Verdict]:
+        """Score a registered version again, beside the version in service, and store score and verdict."""
+        client = load_client(self.settings, client_id)
+        entry = self.entry(client_id, version, track)
+        dataset = read.load(client, version)
+        if dataset.sha256 != entry.dataset_sha256:
+            raise DataError(
+                f"{dataset.train_path}: its content is not what v{version} was trained on; restore it, "
+                f"or publish v{version + 1}"
+            )
+        run_dir = client.dir / "runs" / (entry.run_id or f"{client_id}-v{version}")
+        run_dir.mkdir(parents=True, exist_ok=True)
+        emit = self._emitter(run_dir.name)
+        line = self._line(client, entry.track)
+        report = line.measure(dataset, entry, run_dir, emit)
+        return report, line.record(report, run_dir, self.who, emit)
+
+    def register(self, client_id: str, version: int, model_id: str, track: Track) -> RegistryEntry:
+        """Put a model that exists already into the registry, unevaluated and out of service."""
+        client = load_client(self.settings, client_id)
+        dataset = read.load(client, version)
+        entry = RegistryEntry(
+            version=version,
+            track=track,
+            model_id=model_id,
+            eval_score=None,
+            active=False,
+            created_at=self._clock(),
+            status="eval",
+            base_model=client.config.base_model,
+            dataset_sha256=dataset.sha256,
+            holdout_sha256=dataset.holdout_sha256,
+            training_examples=dataset.examples,
+            account_state_version=dataset.account_state_version,
+        )
+        self.registry(client_id).change(
+            "register",
+            lambda entries: edits.registered(entries, entry),
+            who=self.who,
+            why="registered by hand",
+            key=entry.key,
+        )
+        return entry
+
+    def promote(
+        self, client_id: str, version: int, track: Track | None = None, *, override: str | None = None
+    ) -> tuple[RegistryEntry, Verdict | None]:
+        """Apply the stored verdict, or promote against it with a reason that stays on record.
+
+        Raises RegistryError where the version was never evaluated.
+        """
+        entry = self.entry(client_id, version, track)
+        registry = self.registry(client_id)
+        verdict = entry.evaluation.verdict if entry.evaluation else None
+        if override is not None:
+            if not override.strip():
+                raise UsageError(
+                    "--override needs a reason, such as --override 'client asked for it, mail of 3 May'"
+                )
+            entries = registry.change(
+                "override",
+                lambda entries: edits.overridden(entries, entry.key),
+                who=self.who,
+                why=override,
+                key=entry.key,
+                run_id=entry.run_id,
+            )
+            return edits.get(entries, entry.key), verdict
+        if verdict is None:
+            raise RegistryError(
+                f"{edits.spell(entry.key)} was never evaluated; first: "
+                f"fine-tune eval --client {client_id} --version {version}"
+            )
+        line = self._line(load_client(self.settings, client_id), entry.track)
+        return line.apply(entry.key, verdict, self.who, self._emitter(entry.run_id or "")), verdict
+
+    def rollback(
+        self, client_id: str, version: int, track: Track | None = None, *, why: str = "rollback"
+    ) -> RegistryEntry:
+        """Reactivate a version that was in service before, at once."""
+        entry = self.entry(client_id, version, track)
+        entries = self.registry(client_id).change(
+            "rollback",
+            lambda entries: edits.rolled_back(entries, entry.key),
+            who=self.who,
+            why=why,
+            key=entry.key,
+            run_id=entry.run_id,
+        )
+        return edits.get(entries, entry.key)
+
+    def ask(self, client_id: str, question: str) -> str:
+        """Let the model in service answer; PolicyError or ServingError where it cannot be asked."""
+        client = load_client(self.settings, client_id)
+        entry = self.registry(client_id).active()
+        if entry is None:
+            raise RegistryError(
+                f"{client_id} has no version in service; first: "
+                f"fine-tune submit --client {client_id} --version N"
+            )
+        model = model_of(entry)
+        messages = (
+            Message(role="system", content=load_account_state(client).system_prompt),
+            Message(role="user", content=question),
+        )
+        prompt = Prompt(question_id="ask", k=0, messages=messages)
+        decoding = Decoding(**msgspec.to_builtins(client.config.eval))
+        with self._line(client, entry.track).serve([model]) as answerers:
+            reply = next(iter(answerers[model.model_id].replies(model.model_id, [prompt], decoding)))
+        if reply.text is None:
+            raise ServingError(f"{model.model_id} did not answer: {reply.error}")
+        return reply.text
+
+    def entry(self, client_id: str, version: int, track: Track | None) -> RegistryEntry:
+        """The registry entry of a version; UsageError where it stands on both tracks and none is named."""
+        entries = self.registry(client_id).entries()
+        if track is not None:
+            return edits.get(entries, VersionKey(version=version, track=track))
+        found = [entry for entry in entries if entry.version == version]
+        if len(found) > 1:
+            raise UsageError(f"v{version} exists on both tracks; name one: --track a or --track b")
+        return found[0] if found else edits.get(entries, VersionKey(version=version, track="B"))
+
+    def registry(self, client_id: str) -> Registry:
+        """The registry of a client that exists."""
+        folder = load_client(self.settings, client_id).dir
+        return Registry(folder, self._clock, notice=self._notice)
+
+    def _line(self, client: Client, track: Track) -> Line:
+        return Line(
+            self.settings,
+            client,
+            {name: make(self.settings, client) for name, make in self._tracks.items()},
+            track,
+            Registry(client.dir, self._clock, notice=self._notice),
+            lambda: self._embedder(self.settings),
+            self._clock,
+        )
+
+    def _plan(self, run: Run) -> Sequence[Step]:
+        return self._line(load_client(self.settings, run.client_id), run.track).steps()
+
+    def _attempts(self, client: Client, dataset: Dataset, track: Track) -> list[RunState]:
+        """The runs of this version on this track, oldest first; DataError where its content changed."""
+        runs = [state for state in self.engine.runs(client.id) if state.run.version == dataset.version]
+        if other := [state for state in runs if state.run.dataset_sha256 != dataset.sha256]:
+            raise DataError(
+                f"{dataset.train_path}: a run of v{dataset.version} began with another content "
+                f"({other[0].run.run_id}); publish v{dataset.version + 1}"
+            )
+        return [state for state in runs if state.run.track == track]
+
+    def _settled(self, run: Run) -> bool:
+        """Whether a run is at its end, so that submitting it again has nothing to do."""
+        found = [state for state in self.engine.runs(run.client_id) if state.run.run_id == run.run_id]
+        return bool(found) and found[0].state == "finished"
+
+    def _emitter(self, run_id: str) -> Callable[..., None]:
+        def emit(event: str, **data: object) -> None:
+            self._listener(Event(at=self._clock(), event=event, run_id=run_id, data=data))
+
+        return emit
