@@ -31,7 +31,7 @@ def make_tiny_llama(
     folder: Path,
     *,
     seed: int = 0,
-    vocab: int = 384,
+    vocab: int = 320,
     layers: int = 2,
     hidden: int = 64,
     heads: int = 4,

@@ -1,0 +1,185 @@
+"""LoRA on frozen linears (Hu et al. 2021, section 4.1), in PEFT's terms and file format.
+
+Knows module names and matrices; knows nothing of attention, batches or files of clients.
+Projections that read the same input share one A matmul: their A matrices are stacked.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn import functional
+
+from fine_tune_runner.errors import TrainingError
+
+# Linears that read the same input, in the order in which their outputs are stacked.
+GROUPS: dict[str, tuple[str, ...]] = {
+    "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "o": ("self_attn.o_proj",),
+    "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
+    "down": ("mlp.down_proj",),
+}
+
+
+@dataclass(frozen=True)
+class Lora:
+    """The low-rank update of one group: `scale * x A_i^T B_i^T` for each linear i.
+
+    `a` is [n linears * rank, in], `b` holds one [out_i, rank] a linear; both float32.
+    """
+
+    a: Tensor
+    b: tuple[Tensor, ...]
+    scale: float
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """LoRA weights by layer index and group name; layers without an entry stay as the base has them."""
+
+    rank: int
+    alpha: float
+    layers: dict[int, dict[str, Lora]]
+
+    def parameters(self) -> list[Tensor]:
+        """All trainable tensors, in an order that depends on the shape alone."""
+        return [
+            tensor
+            for groups in self.layers.values()
+            for lora in groups.values()
+            for tensor in (lora.a, *lora.b)
+        ]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Copies on the CPU under PEFT's key names, the stacked A matrices taken apart."""
+        named: dict[str, Tensor] = {}
+        for index, groups in self.layers.items():
+            for group, lora in groups.items():
+                parts = torch.split(lora.a.detach(), self.rank)
+                for module, a, b in zip(GROUPS[group], parts, lora.b, strict=True):
+                    key = f"base_model.model.model.layers.{index}.{module}"
+                    named[f"{key}.lora_A.weight"] = a.cpu().clone()
+                    named[f"{key}.lora_B.weight"] = b.detach().cpu().clone()
+        return named
+
+    @torch.no_grad()
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Overwrite all weights with those of `tensors()`; TrainingError where names or shapes differ."""
+        own = {key: value.shape for key, value in self.tensors().items()}
+        if own != {key: value.shape for key, value in tensors.items()}:
+            raise TrainingError(
+                "the adapter weights on disk have other names or shapes than this training's settings give; "
+                "train anew with --again"
+            )
+        for index, groups in self.layers.items():
+            for group, lora in groups.items():
+                keys = [f"base_model.model.model.layers.{index}.{module}" for module in GROUPS[group]]
+                lora.a.copy_(torch.cat([tensors[f"{key}.lora_A.weight"] for key in keys]))
+                for key, b in zip(keys, lora.b, strict=True):
+                    b.copy_(tensors[f"{key}.lora_B.weight"])
+
+
+def new_adapter(
+    shapes: Mapping[int, Mapping[str, tuple[int, tuple[int, ...]]]],
+    *,
+    rank: int,
+    alpha: float,
+    seed: int,
+    device: torch.device | str = "cpu",
+) -> Adapter:
+    """A fresh adapter: A kaiming-uniform (a = sqrt 5), B zero, as peft/tuners/lora/layer.py starts.
+
+    `shapes[layer][group]` is (in, (out, ...)). The draw is made on the CPU, so that a seed gives the same
+    weights on every device.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    layers: dict[int, dict[str, Lora]] = {}
+    for index, groups in shapes.items():
+        layers[index] = {}
+        for group, (inputs, outputs) in groups.items():
+            bound = 1 / math.sqrt(inputs)  # kaiming_uniform_(a=sqrt(5)) on [rank, in]
+            a = (torch.rand(len(outputs) * rank, inputs, generator=generator) * 2 - 1) * bound
+            layers[index][group] = Lora(
+                a=a.to(device).requires_grad_(),
+                b=tuple(torch.zeros(out, rank, device=device, requires_grad=True) for out in outputs),
+                scale=alpha / rank,
+            )
+    return Adapter(rank=rank, alpha=alpha, layers=layers)
+
+
+def linear(x_NI: Tensor, weight_OI: Tensor, lora: Lora | None) -> Tensor:
+    """[N, out]: the frozen linear, plus the low-rank update where there is one, in the dtype of `x_NI`."""
+    if lora is None:
+        return functional.linear(x_NI, weight_OI)
+    a, *b = (tensor.to(x_NI.dtype) for tensor in (lora.a, *lora.b))
+    result: Tensor = _LoraLinear.apply(x_NI, weight_OI, lora.scale, a, *b)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _LoraLinear(torch.autograd.Function):
+    """One pass over the output in place of autograd's cat and add; the base weight gets no gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, scale: float, a: Tensor, *b: Tensor) -> Tensor:
+        y, z = x @ weight.T, x @ a.T
+        for part, zi, bi in _parts(y, z, b):
+            part.addmm_(zi, bi.T, alpha=scale)
+        ctx.save_for_backward(x, weight, z, a, *b)
+        ctx.scale = scale
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, z, a, *b = ctx.saved_tensors
+        dy = grads[0]
+        dz = torch.empty_like(z)
+        db = []
+        for (dyi, zi, bi), dzi in zip(_parts(dy, z, b), torch.split(dz, b[0].shape[1], dim=1), strict=True):
+            dzi.copy_(dyi @ bi).mul_(ctx.scale)
+            db.append((dyi.T @ zi).mul_(ctx.scale))
+        dx = (dy @ weight).addmm_(dz, a) if ctx.needs_input_grad[0] else None
+        return dx, None, None, dz.T @ x, *db
+
+
+def _parts(y: Tensor, z: Tensor, b: Any) -> Any:
+    """(output columns, low-rank columns, B) of each linear of a group."""
+    outputs = torch.split(y, [bi.shape[0] for bi in b], dim=1)
+    return zip(outputs, torch.split(z, b[0].shape[1], dim=1), b, strict=True)
+
+
+def save_peft(adapter: Adapter, folder: Path, base_name: str) -> None:
+    """Write the two files that `peft.PeftModel.from_pretrained` reads.
+
+    `folder` exists; `base_name` is a name for people, never a path of this machine.
+    """
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_name,
+        "r": adapter.rank,
+        "lora_alpha": adapter.alpha,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "use_rslora": False,
+        "use_dora": False,
+        "inference_mode": True,
+        "target_modules": sorted(m.rpartition(".")[2] for modules in GROUPS.values() for m in modules),
+        "layers_to_transform": sorted(adapter.layers),
+        "layers_pattern": "layers",
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    save_file(adapter.tensors(), str(folder / "adapter_model.safetensors"), metadata={"format": "pt"})
+
+
+def load_peft(adapter: Adapter, folder: Path) -> None:
+    """Fill `adapter` from a PEFT folder; TrainingError where names or shapes differ."""
+    adapter.load(load_file(str(folder / "adapter_model.safetensors")))
