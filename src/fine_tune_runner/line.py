@@ -17,7 +17,7 @@ import msgspec
 from fine_tune_runner.dataset import read
 from fine_tune_runner.dataset.taxonomy import load_taxonomy
 from fine_tune_runner.dataset.validate import check
-from fine_tune_runner.errors import DataError, PolicyError, RegistryError
+from fine_tune_runner.errors import DataError, Interrupted, PolicyError, RegistryError
 from fine_tune_runner.files import write_atomic
 from fine_tune_runner.registry import edits
 from fine_tune_runner.registry.store import Registry
@@ -58,6 +58,7 @@ class Line:
         track: Track,
         registry: Registry,
         embedder: Callable[[], Embedder],
+        confirm: Callable[[Estimate], bool],
         clock: Clock,
     ) -> None:
         self._settings = settings
@@ -66,6 +67,7 @@ class Line:
         self._track = tracks[track]
         self._registry = registry
         self._embedder = embedder
+        self._confirm = confirm
         self._clock = clock
 
     def steps(self) -> Sequence[Step]:
@@ -131,6 +133,8 @@ class Line:
                 f"estimated cost ${estimate.cost_usd:.2f} is above --max-cost {limit:.2f}; nothing was sent. "
                 "Raise the limit, or train fewer epochs (training.epochs in config.json)"
             )
+        if estimate.cost_usd > 0 and not self._confirm(estimate):
+            raise Interrupted("not started; nothing was sent")
         return estimate
 
     def register(self, context: RunContext) -> RegistryEntry:

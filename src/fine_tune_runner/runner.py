@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from fine_tune_runner.dataset import read
+from fine_tune_runner.erasure import Erasure, erase, survey
 from fine_tune_runner.errors import (
     DataError,
     MissingModel,
@@ -34,6 +35,7 @@ from fine_tune_runner.types import (
     Dataset,
     Decoding,
     Embedder,
+    Estimate,
     EvalReport,
     Findings,
     Job,
@@ -46,6 +48,7 @@ from fine_tune_runner.types import (
     Run,
     Step,
     Track,
+    TrackChoice,
     TrackPort,
     Verdict,
     VersionKey,
@@ -87,11 +90,21 @@ def minilm(settings: Settings) -> Embedder:
     )
 
 
+class Preview(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run would do; `estimate` is None where findings forbid it."""
+
+    dataset: Dataset
+    choice: TrackChoice
+    findings: Findings
+    estimate: Estimate | None
+
+
 class FineTuneRunner:
     """Checks, trains, evaluates, promotes and rolls back the versions of all clients in a data folder.
 
     `listener` hears every event, `notice` every repair and warning in one line. `tracks`, `embedder` and
-    `clock` are seams for tests and for other trainers. Methods raise `RunnerError`s; a refused or held
+    `clock` are seams for tests and for other trainers; `confirm` is asked before money is spent. Methods
+    raise `RunnerError`s; a refused or held
     version is no error but a `Job` whose verdict says so.
     """
 
@@ -104,6 +117,7 @@ class FineTuneRunner:
         clock: Clock = utc_now,
         tracks: Mapping[Track, TrackMaker] = TRACKS,
         embedder: Callable[[Settings], Embedder] = minilm,
+        confirm: Callable[[Estimate], bool] = lambda _estimate: True,
         who: str | None = None,
     ) -> None:
         self.settings = settings
@@ -112,6 +126,7 @@ class FineTuneRunner:
         self._clock = clock
         self._tracks = tracks
         self._embedder = embedder
+        self._confirm = confirm
         self.who = who or f"{getpass.getuser()}@{os.uname().nodename}"
         self.engine: Engine = Journal(settings.data_dir, self._plan, clock, listener=listener)
 
@@ -121,11 +136,31 @@ class FineTuneRunner:
         `words` are the other fields of `Request`. Training data leave this machine on Track A only.
         """
         request = Request(client_id=client_id, version=version, track=track, **words)
-        run = self.run_for(request)
-        if self._settled(run):
+        return self.start(self.run_for(request))
+
+    def start(self, run: Run) -> Job:
+        """Begin a run, or go on with it; one that is at its end is only looked up."""
+        known = [state for state in self.engine.runs(run.client_id) if state.run.run_id == run.run_id]
+        if known and known[0].state == "finished":
             return self.job(run.run_id)
+        client = load_client(self.settings, run.client_id)
+        title = self._tracks[run.track](self.settings, client).title
+        done = known[0].done if known else ()
+        self._emitter(run.run_id)(
+            "run planned", version=run.version, title=title, track_reason=run.track_reason, done=done
+        )
         self.engine.run(run)
         return self.job(run.run_id)
+
+    def preview(self, request: Request) -> Preview:
+        """Check and estimate what a request would run; nothing is sent, trained or written."""
+        client, dataset, choice = self.plan(request)
+        line = self._line(client, choice.track)
+        findings = line.findings(dataset.version, self._embedder(self.settings))
+        estimate = None
+        if not findings.failed and findings.tokens is not None:
+            estimate = self._tracks[choice.track](self.settings, client).estimate(dataset, findings.tokens)
+        return Preview(dataset=dataset, choice=choice, findings=findings, estimate=estimate)
 
     def run_for(self, request: Request) -> Run:
         """The run that a request means: the newest attempt at this content, or a new one.
@@ -135,12 +170,11 @@ class FineTuneRunner:
         client, dataset, choice = self.plan(request)
         track_port = self._tracks[choice.track](self.settings, client)
         if reason := track_port.unavailable():
-            other = "B" if choice.track == "A" else "A"
-            raise PolicyError(f"Track {choice.track} ({choice.reason}) is not available: {reason} ({other})")
+            raise PolicyError(f"Track {choice.track} ({choice.reason}) is not available: {reason}")
         attempts = self._attempts(client, dataset, choice.track)
         if attempts and not request.again:
             return attempts[-1].run
-        if attempts and attempts[-1].state in ("running",):
+        if attempts and attempts[-1].state == "running":
             raise RunError(f"run {attempts[-1].run.run_id} is alive in process {attempts[-1].pid}")
         attempt = attempts[-1].run.attempt + 1 if attempts else 1
         return Run(
@@ -156,7 +190,7 @@ class FineTuneRunner:
             max_cost_usd=request.max_cost_usd,
         )
 
-    def plan(self, request: Request) -> tuple[Client, Dataset, Any]:
+    def plan(self, request: Request) -> tuple[Client, Dataset, TrackChoice]:
         """Client, data set and track choice of a request, checked, nothing begun."""
         client = load_client(self.settings, request.client_id)
         if client.config.is_sensitive and request.track == "A":
@@ -320,6 +354,18 @@ class FineTuneRunner:
             raise ServingError(f"{model.model_id} did not answer: {reply.error}")
         return reply.text
 
+    def forgetting(self, client_id: str) -> Erasure:
+        """What `forget` would erase; RunError while a run of this client is alive."""
+        client = load_client(self.settings, client_id)
+        if alive := [state for state in self.engine.runs(client_id) if state.state == "running"]:
+            run_id = alive[0].run.run_id
+            raise RunError(f"run {run_id} is alive; first: fine-tune cancel {run_id}")
+        return survey(client, self.registry(client_id).entries())
+
+    def forget(self, client_id: str) -> Erasure:
+        """Erase a client here; what stays is one line in `.fine-tune/forgotten.jsonl`."""
+        return erase(self.forgetting(client_id), self.settings.data_dir, self.who, self._clock())
+
     def entry(self, client_id: str, version: int, track: Track | None) -> RegistryEntry:
         """The registry entry of a version; UsageError where it stands on both tracks and none is named."""
         entries = self.registry(client_id).entries()
@@ -343,6 +389,7 @@ class FineTuneRunner:
             track,
             Registry(client.dir, self._clock, notice=self._notice),
             lambda: self._embedder(self.settings),
+            self._confirm,
             self._clock,
         )
 
@@ -358,11 +405,6 @@ class FineTuneRunner:
                 f"({other[0].run.run_id}); publish v{dataset.version + 1}"
             )
         return [state for state in runs if state.run.track == track]
-
-    def _settled(self, run: Run) -> bool:
-        """Whether a run is at its end, so that submitting it again has nothing to do."""
-        found = [state for state in self.engine.runs(run.client_id) if state.run.run_id == run.run_id]
-        return bool(found) and found[0].state == "finished"
 
     def _emitter(self, run_id: str) -> Callable[..., None]:
         def emit(event: str, **data: object) -> None:

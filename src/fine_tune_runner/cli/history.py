@@ -1,0 +1,85 @@
+"""`fine-tune history` and `fine-tune verify`: the record behind a registry."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import click
+
+from fine_tune_runner.cli.common import client_option, echo, echo_json, json_option, runner, table
+from fine_tune_runner.errors import UsageError
+from fine_tune_runner.registry import edits
+from fine_tune_runner.settings import client_ids
+
+
+@click.command("history")
+@client_option
+@click.option("--at", "at", metavar="TIME", help="Only say what was in service then (ISO 8601).")
+@json_option
+def history_command(client_id: str, at: str | None, as_json: bool) -> int:
+    """Who promoted or rolled back what, when and why.
+
+    \b
+    Examples:
+      fine-tune history --client hre
+      fine-tune history --client hre --at 2026-11-20T12:00
+    """
+    registry = runner().registry(client_id)
+    if at is not None:
+        time = parse_time(at)
+        active = edits.active(registry.at(time))
+        if as_json:
+            echo_json({"client_id": client_id, "at": time, "active": active})
+        elif active is None:
+            echo(f"{client_id} had no version in service at {time:%Y-%m-%d %H:%M:%S} UTC")
+        else:
+            echo(
+                f"{client_id} → {active.model_id} ({edits.spell(active.key)}) at {time:%Y-%m-%d %H:%M:%S} UTC"
+            )
+        return 0
+    lines = registry.history()
+    if as_json:
+        for line in lines:
+            echo_json(
+                {k: getattr(line, k) for k in ("seq", "at", "who", "action", "subject", "why", "run_id")}
+            )
+        return 0
+    header = ("when (UTC)", "who", "what", "version", "why")
+    table(header, [(f"{x.at:%Y-%m-%d %H:%M:%S}", x.who, x.action, x.subject or "–", x.why) for x in lines])
+    return 0
+
+
+@click.command("verify")
+@click.option("--client", "client_id", metavar="ID", help="Only this client.")
+@json_option
+def verify_command(client_id: str | None, as_json: bool) -> int:
+    """Check each registry against its record and the record against itself; exit 1 where one is wrong.
+
+    \b
+    Examples:
+      fine-tune verify
+      fine-tune verify --client hre --json
+    """
+    line = runner()
+    wrong = False
+    for name in [client_id] if client_id else client_ids(line.settings):
+        registry = line.registry(name)
+        faults = registry.verify()
+        wrong = wrong or bool(faults)
+        if as_json:
+            echo_json({"client_id": name, "changes": len(registry.history()), "faults": faults})
+            continue
+        changes = len(registry.history())
+        echo(f"{'✗' if faults else '✓'} {name}: {changes} changes on record", fg="red" if faults else None)
+        for fault in faults:
+            echo(f"    {fault}")
+    return int(wrong)
+
+
+def parse_time(text: str) -> datetime:
+    """ISO 8601; without a zone it is UTC."""
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        raise UsageError(f"--at {text!r}: give an ISO 8601 time, such as 2026-11-20T12:00") from None
+    return time if time.tzinfo else time.replace(tzinfo=UTC)

@@ -1,0 +1,135 @@
+"""`fine-tune submit`."""
+
+from __future__ import annotations
+
+import click
+
+from fine_tune_runner.cli.common import (
+    client_option,
+    echo,
+    echo_json,
+    interactive,
+    json_option,
+    notice,
+    runner,
+    settings,
+    track_option,
+    version_option,
+)
+from fine_tune_runner.cli.transcript import RULE, JsonLines, Transcript
+from fine_tune_runner.errors import UsageError
+from fine_tune_runner.settings import load_client
+from fine_tune_runner.types import Estimate, Job, Purpose, RegistryEntry, Request, Track
+
+EXIT_CODES = {"promote": 0, "refuse": 3, "hold": 4}
+
+
+@click.command("submit")
+@client_option
+@version_option
+@track_option
+@click.option("--purpose", type=click.Choice(["iteration", "production"]), help="Helps to choose the track.")
+@click.option("--max-cost", type=click.FloatRange(min=0), metavar="USD", help="Refuse above this estimate.")
+@click.option("--again", is_flag=True, help="A new attempt at a version that was refused, held or failed.")
+@click.option("--dry-run", is_flag=True, help="Check and estimate only: nothing is sent, trained or written.")
+@click.option("--yes", is_flag=True, help="Do not ask before a run that costs money.")
+@json_option
+def submit_command(
+    client_id: str,
+    version: int,
+    track: Track | None,
+    purpose: Purpose | None,
+    max_cost: float | None,
+    again: bool,
+    dry_run: bool,
+    yes: bool,
+    as_json: bool,
+) -> int:
+    """Train a version, evaluate it, and promote it or refuse it.
+
+    An unfinished run of the same version goes on where it stopped. A run that is at its end is only reported.
+
+    \b
+    Examples:
+      fine-tune submit --client teleios --version 1
+      fine-tune submit --client hre --version 3 --track b --dry-run
+      fine-tune submit --client hre --version 3 --again --json
+    """
+    request = Request(
+        client_id=client_id,
+        version=version,
+        track=track,
+        purpose=purpose,
+        max_cost_usd=max_cost,
+        again=again,
+    )
+    if dry_run:
+        return preview(request, as_json)
+
+    def confirm(estimate: Estimate) -> bool:
+        if yes:
+            return True
+        if not interactive():
+            raise UsageError(f"this run costs about ${estimate.cost_usd:.2f}; say --yes to start it")
+        price = f"${estimate.cost_usd:.2f} ({estimate.price_source})"
+        return click.confirm(f"This run costs about {price}. Start it?")
+
+    name = load_client(settings(), client_id).name
+    listener = JsonLines() if as_json else Transcript(name)
+    line = runner(listener=listener, confirm=confirm)
+    try:
+        run = line.run_for(request)
+        if not as_json:
+            echo(f"Track {run.track}: {run.track_reason}", err=True)
+        job = line.start(run)
+    finally:
+        listener.close()
+    return closing(job, line.entry(client_id, version, run.track), name, as_json)
+
+
+def preview(request: Request, as_json: bool) -> int:
+    """Print what a run would do; 1 where a finding forbids it."""
+    found = runner().preview(request)
+    if as_json:
+        echo_json(found)
+        return int(found.findings.failed)
+    echo(f"Track {found.choice.track}: {found.choice.reason}")
+    dataset = found.dataset
+    echo(f"Data:     {dataset.train_path} ({dataset.examples} records), sha256 {dataset.sha256[:8]}")
+    fails, warns = (sum(f.level == level for f in found.findings.items) for level in ("fail", "warn"))
+    echo(f"Findings: {fails} faults, {warns} warnings")
+    estimate = found.estimate
+    if estimate is not None:
+        minutes = (
+            "not known before a first run here"
+            if estimate.duration_s is None
+            else f"{estimate.duration_s / 60:.1f} min"
+        )
+        tokens = f"{estimate.tokens_per_epoch} an epoch, {estimate.epochs} epochs"
+        echo(f"Tokens:   {tokens}, {estimate.steps} steps")
+        echo(f"Cost:     ${estimate.cost_usd:.2f} ({estimate.price_source})")
+        echo(f"Time:     {minutes}")
+    echo("Dry run: nothing was sent, trained or written.")
+    return int(found.findings.failed)
+
+
+def closing(job: Job, entry: RegistryEntry, name: str, as_json: bool) -> int:
+    """The last lines of a run, and its exit code by the verdict and by what is in service."""
+    decision = job.verdict.decision if job.verdict else "hold"
+    # An override or an earlier promotion counts for more than the verdict of the day.
+    code = 0 if entry.active else EXIT_CODES[decision]
+    if as_json:
+        echo_json({"event": "result", "job": job, "entry": entry, "exit_code": code})
+        return code
+    echo(RULE)
+    title = f"{name} v{entry.version}"
+    if entry.active:
+        echo(f"  ✓ {title} live — ready for routing", fg="green")
+        echo(f"  Next: openclaw register --client {job.client_id} --model {entry.model_id}")
+    elif entry.status == "archived":
+        echo(f"  {title} was in service before; back to it: fine-tune rollback --version {entry.version}")
+    else:
+        word = {"refuse": "refused", "hold": "held"}.get(decision, entry.status)
+        echo(f"  ✗ {title} {word} — the version in service stays", fg="red")
+        notice("a new attempt: --again; promote it all the same: fine-tune promote --override 'reason'")
+    return code

@@ -1,0 +1,209 @@
+"""What a run prints: its events as the lines of spec.md, a live bar on a terminal, or JSON lines.
+
+Labels, rules and ticks are fixed and stand in one table; this module decides nothing about a run.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+from fine_tune_runner.cli.common import echo, echo_json
+from fine_tune_runner.workflow.engine import Event
+
+RULE = "─" * 54
+LABEL_WIDTH = 29
+EVERY_S = 10.0  # seconds between two plain progress lines
+
+Data = dict[str, Any]
+
+
+class JsonLines:
+    """Every event as one JSON object a line."""
+
+    def __call__(self, event: Event) -> None:
+        """Print one event."""
+        echo_json({"event": event.event, "run_id": event.run_id, "at": event.at, **event.data})
+
+    def close(self) -> None:
+        """Nothing is left to do."""
+
+
+class Transcript:
+    """The lines of spec.md; `live` shows a bar instead of progress lines."""
+
+    def __init__(self, client_name: str, *, live: bool | None = None) -> None:
+        self._name = client_name
+        self._live = sys.stdout.isatty() if live is None else live
+        self._bar: Any = None
+        self._task: Any = None
+        self._since: datetime | None = None
+        self._printed: datetime | None = None
+        self._printers: dict[str, Callable[[Data, Event], None]] = {
+            "run planned": self._header,
+            "loaded": lambda d, _: self._tick("Loading JSONL...", f"{d['path']} ({d['records']} records)"),
+            "train started": self._train_started,
+            "train step": self._train_step,
+            "train finished": self._train_finished,
+            "exported": lambda d, _: self._tick("Exporting GGUF...", f"{d['path']} ({d['size_mb']:.1f} MB)"),
+            "created": lambda d, _: self._tick("Creating model...", d["model_id"]),
+            "confirmed": self._confirmed,
+            "uploaded": lambda d, _: self._tick("Uploading to OpenAI...", f"file_id: {d['file_id']}"),
+            "job created": self._job_created,
+            "job status": self._job_status,
+            "job finished": lambda d, _: self._model(d["model_id"]),
+            "evaluation started": self._evaluation_started,
+            "evaluation progress": self._evaluation_progress,
+            "evaluated": self._evaluated,
+            "promoted": self._promoted,
+            "archived": lambda d, _: self._tick(f"Archiving v{d['key']['version']}...", "archived"),
+            "alert": self._alert,
+        }
+
+    def __call__(self, event: Event) -> None:
+        """Print what one event calls for; unknown events print nothing."""
+        if printer := self._printers.get(event.event):
+            printer(event.data, event)
+
+    def close(self) -> None:
+        """Take the bar away, also after an error."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _tick(self, label: str, text: str, *, mark: str = "✓", indent: int = 2) -> None:
+        self.close()
+        colour = {"✓": "green", "✗": "red"}.get(mark)
+        head = (" " * indent + label).ljust(LABEL_WIDTH)
+        echo(head + f"{mark} {text}" if mark else head + text, fg=colour if mark == "✗" else None)
+
+    def _header(self, data: Data, _event: Event) -> None:
+        echo(RULE)
+        echo(f"  Fine-Tune Runner — {self._name} v{data['version']} · {data['title']}")
+        echo(RULE)
+
+    def _train_started(self, data: Data, event: Event) -> None:
+        self._since, self._printed = event.at, None
+        text = f"{data['base']} · rank {data['rank']} · {data['layers']} layers · {data['steps']} steps"
+        self._tick("Training LoRA...", text, mark="")
+        self._start_bar("training", data["steps"])
+
+    def _train_step(self, data: Data, event: Event) -> None:
+        text = (
+            f"step {data['step']}/{data['total']} — loss {data['loss']:.3f}, "
+            f"{data['tokens_per_s']:.0f} tokens/s, ETA {clock(data['eta_s'])}"
+        )
+        self._progress(event, data["step"], data["total"], text)
+
+    def _train_finished(self, data: Data, event: Event) -> None:
+        self.close()
+        echo(f"    [{self._elapsed(event)}] done — loss {data['first_loss']:.3f} → {data['final_loss']:.3f}")
+
+    def _confirmed(self, data: Data, _event: Event) -> None:
+        self._tick("Confirming...", f"answers ({data['seconds']:.1f} s to load and answer)")
+        self._model(data["model_id"])
+
+    def _model(self, model_id: str) -> None:
+        self.close()
+        echo()
+        echo("  Fine-tuned model:".ljust(LABEL_WIDTH) + model_id)
+        echo()
+
+    def _job_created(self, data: Data, event: Event) -> None:
+        self._since = event.at
+        self._tick("Creating fine-tune job...", f"job_id: {data['job_id']}")
+        echo("  Model suffix:".ljust(LABEL_WIDTH) + data["suffix"])
+        echo()
+        echo("  Polling status...")
+
+    def _job_status(self, data: Data, event: Event) -> None:
+        steps = f" — step {data['step']}/{data['total']}" if data.get("step") else ""
+        eta = f", ETA {clock(data['eta_s'])}" if data.get("eta_s") else ""
+        echo(f"    [{self._elapsed(event)}] {data['status']}{steps}{eta}")
+
+    def _evaluation_started(self, data: Data, event: Event) -> None:
+        self.close()
+        self._since, self._printed = event.at, event.at
+        echo(RULE)
+        echo(f"  Running eval harness (holdout: {data['holdout']})...")
+
+    def _evaluation_progress(self, data: Data, event: Event) -> None:
+        if self._bar is None:
+            self._start_bar("answers", data["total"])
+        self._progress(event, data["done"], data["total"], f"{data['done']}/{data['total']} answers")
+
+    def _evaluated(self, data: Data, _event: Event) -> None:
+        self.close()
+        report, verdict = data["report"], data["verdict"]
+        new = report["new"]
+        recall = new["recall"] if new["recall"] is not None else new["contrast"]
+        approximate = "" if new["recall"] is not None else " (approximate, by contrast)"
+        if recall is None:
+            self._tick("Problem recall:", "not measured: the holdout has no labels", mark="–", indent=4)
+        else:
+            self._tick("Problem recall:", f"{recall:.0%}{approximate}", indent=4)
+        if new["similarity"] is not None:
+            self._tick("Solution accuracy:", f"{new['similarity']:.2f} cosine sim", indent=4)
+        self._comparison(report, verdict)
+        echo()
+        echo(RULE)
+        self._tick("Registering model...", "model_registry.json updated")
+
+    def _comparison(self, report: Data, verdict: Data) -> None:
+        if report["previous_key"] is None:
+            self._tick("Regression guard:", "first version, nothing to compare with", mark="–", indent=4)
+            if base := report["base"]:
+                recall = "–" if base["recall"] is None else f"{base['recall']:.0%}"
+                similarity = "–" if base["similarity"] is None else f"{base['similarity']:.2f}"
+                text = f"{recall} recall, {similarity} cosine sim on the same questions"
+                self._tick("Base model:", text, mark="–", indent=4)
+            return
+        label = f"Regression vs v{report['previous_key']['version']}:"
+        if verdict["delta"] is None:
+            self._tick(label, verdict["reason"], mark="✗", indent=4)
+            return
+        delta = verdict["delta"]
+        word = "improvement" if delta > 0 else "no change" if delta == 0 else "lower"
+        mark = "✓" if verdict["decision"] == "promote" else "✗"
+        self._tick(label, f"{delta:+.2f} {word}", mark=mark, indent=4)
+
+    def _promoted(self, data: Data, _event: Event) -> None:
+        self._tick("Promoting to active...", f"{self._name.lower()} → {data['model_id']}")
+
+    def _alert(self, data: Data, event: Event) -> None:
+        words = {"refuse": "refused", "hold": "held"}[data["decision"]]
+        self._tick("Promoting to active...", f"{words}: {data['reason']}", mark="✗")
+        echo(f"ALERT {event.run_id}: v{data['key']['version']} {words}: {data['reason']}", err=True, fg="red")
+
+    def _start_bar(self, what: str, total: int) -> None:
+        if not self._live:
+            return
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("    "), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._bar = Progress(*columns, TextColumn("{task.description}"), transient=True)
+        self._task = self._bar.add_task(what, total=total)
+        self._bar.start()
+
+    def _progress(self, event: Event, done: int, total: int, text: str) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, total=total, description=text)
+            return
+        due = self._printed is None or (event.at - self._printed).total_seconds() >= EVERY_S
+        if not self._live and (due or done == total):
+            self._printed = event.at
+            echo(f"    [{self._elapsed(event)}] {text}")
+
+    def _elapsed(self, event: Event) -> str:
+        return clock((event.at - (self._since or event.at)).total_seconds())
+
+
+def clock(seconds: float | None) -> str:
+    """`02:14`, with hours in front from one hour on; `--:--` where it is not known."""
+    if seconds is None:
+        return "--:--"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes:02}:{rest:02}"
