@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.tiny_llama import make_tiny_llama
 from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers, processors, trainers
 from tokenizers.decoders import Metaspace
 from transformers import PreTrainedTokenizerFast
@@ -47,19 +46,9 @@ SPECIAL = {
 CORPUS = ["You are an expert. Root cause: the tag fires twice. user assistant system\n\n"] * 20
 
 
-def _tiny_llama() -> ModuleType:
-    path = Path(__file__).parents[1] / "tiny_llama.py"
-    spec = importlib.util.spec_from_file_location("tiny_llama", path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def chatml(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder: Path = _tiny_llama().make_tiny_llama(tmp_path_factory.mktemp("chatml"), vocab=300)
-    return folder
+    return make_tiny_llama(tmp_path_factory.mktemp("chatml"), vocab=300)
 
 
 def _folder(folder: Path, template: str, prefix_scheme: str | None) -> Path:

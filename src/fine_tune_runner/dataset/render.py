@@ -82,7 +82,7 @@ class ChatTokenizer:
         spec = _read(folder, "tokenizer.json")
         self.name = name or folder.name
         self.context: int = config["max_position_embeddings"]
-        self._source, self._template = _template(folder, settings)
+        self._source, self._template = _template(folder)
         self._variables = {
             key: value["content"] if isinstance(value, dict) else value
             for key, value in settings.items()
@@ -266,6 +266,17 @@ class ChatTokenizer:
         )
 
 
+def template_text(folder: Path) -> tuple[str, str | None]:
+    """The file that holds the chat template, and its source; None where there is none."""
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        return str(path), path.read_text("utf-8")
+    text = _read(folder, "tokenizer_config.json").get("chat_template")
+    if isinstance(text, list):
+        text = next((entry["template"] for entry in text if entry["name"] == "default"), None)
+    return str(folder / "tokenizer_config.json"), text
+
+
 def _plain(tokenizer: Tokenizer) -> Tokenizer:
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -306,7 +317,7 @@ def _read(folder: Path, name: str) -> dict[str, Any]:
     return content
 
 
-def _template(folder: Path, settings: dict[str, Any]) -> tuple[str, Callable[..., str]]:
+def _template(folder: Path) -> tuple[str, Callable[..., str]]:
     """Where the chat template stands, and its compiled form in the sandbox that transformers uses.
 
     Source: transformers 5.23, utils/chat_template_utils.py, `_compile_jinja_template`; `strftime_now` departs
@@ -318,11 +329,7 @@ def _template(folder: Path, settings: dict[str, Any]) -> tuple[str, Callable[...
     def raise_exception(message: str) -> NoReturn:
         raise TemplateError(message)
 
-    path = folder / "chat_template.jinja"
-    text = path.read_text("utf-8") if path.is_file() else settings.get("chat_template")
-    source = str(path if path.is_file() else folder / "tokenizer_config.json")
-    if isinstance(text, list):
-        text = next((entry["template"] for entry in text if entry["name"] == "default"), None)
+    source, text = template_text(folder)
     if not text:
         raise ConfigError(f"{source}: no chat template; take an instruct model, or add chat_template.jinja")
     environment = ImmutableSandboxedEnvironment(

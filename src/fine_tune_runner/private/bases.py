@@ -1,0 +1,197 @@
+"""From what a config calls its base model to files on this machine: weights, tokenizer, and a GGUF to serve.
+
+An alias, a Hugging Face folder, a GGUF file or a hub id; conversions are made once and kept in `models_dir`
+under the hash of their source. The hub is the only thing here that uses the network, and not when offline.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from fine_tune_runner.errors import ConfigError, MissingModel
+from fine_tune_runner.private import gguf_base
+from fine_tune_runner.private.fetch import ARTIFACTS, artifact_path, sha256
+from fine_tune_runner.settings import Settings
+
+ALIASES = ("smollm2",)
+ARCHITECTURES = ("llama", "mistral")
+# Raised when a conversion writes something else than before, so that old ones are not taken for new ones.
+CONVERSION = 1
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_FILES = ("config.json", "*.safetensors", "tokenizer.json", "tokenizer_config.json", "*.jinja")
+
+
+class Base(msgspec.Struct, frozen=True, kw_only=True):
+    """A base model on this machine; `sha256` is over its weights and config, `gguf` is None for a folder."""
+
+    name: str
+    dir: Path
+    sha256: str
+    architecture: str
+    layers: int
+    gguf: Path | None = None
+
+
+def resolve(name: str, settings: Settings, *, offline: bool) -> Base:
+    """Find (or, for a hub id and unless `offline`, download) a base model, ready to be trained on.
+
+    A GGUF is converted on first use (seconds for 135M). Raises MissingModel with the command that brings it,
+    ConfigError for a name that is nothing of the kind, or for an architecture that is not Llama's.
+    """
+    path = Path(name).expanduser()
+    if name in ALIASES:
+        return _from_gguf(name, artifact_path(name, ARTIFACTS[name][0].file, settings.models_dir), settings)
+    if path.suffix == ".gguf" and path.is_file():
+        return _from_gguf(name, path.resolve(), settings)
+    if path.is_dir():
+        return _from_folder(name, path.resolve(), settings)
+    if path.suffix == ".gguf" or path.is_absolute() or name.startswith("."):
+        raise MissingModel(f"base model {name} is not there; correct base_model, or put the file in place")
+    if _HUB_ID.fullmatch(name):
+        return _from_folder(name, _from_hub(name, offline), settings)
+    raise ConfigError(
+        f"base_model {name!r}: give an alias ({', '.join(ALIASES)}), a Hugging Face folder, a .gguf file "
+        "or a hub id such as org/name"
+    )
+
+
+def gguf_of(base: Base, settings: Settings, kind: gguf_base.GgufType = "F16") -> Path:
+    """The GGUF to serve: the base's own, or one made from its folder on first use and kept."""
+    if base.gguf is not None:
+        return base.gguf
+    target = _kept(settings, base.sha256, f".{kind.lower()}.gguf")
+    return _once(target, lambda part: gguf_base.folder_to_gguf(base.dir, part, kind))
+
+
+def _from_gguf(name: str, path: Path, settings: Settings) -> Base:
+    digest = _remembered(path, settings)
+
+    def build(part: Path) -> None:
+        part.mkdir()
+        gguf_base.gguf_to_folder(path, part)
+
+    folder = _once(_kept(settings, digest, ""), build)
+    config = _config(name, folder)
+    return Base(
+        name=name,
+        dir=folder,
+        sha256=digest,
+        architecture=config["model_type"],
+        layers=config["num_hidden_layers"],
+        gguf=path,
+    )
+
+
+def _from_folder(name: str, folder: Path, settings: Settings) -> Base:
+    config = _config(name, folder)
+    weights = sorted(folder.glob("*.safetensors"))
+    missing = [file for file in ("tokenizer.json",) if not (folder / file).is_file()]
+    if not weights or missing:
+        raise MissingModel(
+            f"base model {name}: {folder} lacks {', '.join(missing) or '*.safetensors'}; "
+            "fetch the whole model, with safetensors weights and tokenizer.json"
+        )
+    parts = [sha256(folder / "config.json"), sha256(folder / "tokenizer.json")]
+    digest = hashlib.sha256(" ".join([*parts, *(_remembered(w, settings) for w in weights)]).encode())
+    return Base(
+        name=name,
+        dir=folder,
+        sha256=digest.hexdigest(),
+        architecture=config["model_type"],
+        layers=config["num_hidden_layers"],
+    )
+
+
+def _config(name: str, folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    try:
+        config: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise MissingModel(f"base model {name}: {path} is missing; give a Hugging Face folder") from None
+    except ValueError as error:
+        raise MissingModel(f"base model {name}: {path} is no JSON ({error}); fetch it again") from None
+    if config.get("model_type") not in ARCHITECTURES:
+        raise ConfigError(
+            f"base model {name}: architecture {config.get('model_type')!r} is not supported; "
+            f"take one of the Llama family ({', '.join(ARCHITECTURES)})"
+        )
+    return config
+
+
+def _from_hub(name: str, offline: bool) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(_HUB_FILES), local_files_only=offline))
+    except GatedRepoError:
+        reason = f"is gated: accept its licence at the hub, run `hf auth login`, then: hf download {name}"
+    except RepositoryNotFoundError:
+        reason = "is not on the hub (or private: run `hf auth login`); correct base_model"
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        why = "is not on this machine" if offline else f"cannot be downloaded ({type(error).__name__})"
+        reason = f"{why}; run: hf download {name}"
+    raise MissingModel(f"base model {name} {reason}")
+
+
+def _kept(settings: Settings, digest: str, suffix: str) -> Path:
+    return settings.models_dir / "bases" / f"{digest[:16]}-{CONVERSION}{suffix}"
+
+
+def _once(target: Path, build: Callable[[Path], None]) -> Path:
+    """Build a file or folder beside its place and rename it, in one process at a time."""
+    if target.exists():
+        return target
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with (target.parent / f".{target.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not target.exists():
+                with tempfile.TemporaryDirectory(dir=target.parent, prefix=".part-") as scratch:
+                    part = Path(scratch) / target.name
+                    build(part)
+                    _flush(part)
+                    part.replace(target)
+    except OSError as error:
+        raise MissingModel(
+            f"{target} cannot be written: {error.strerror or error}; free space, or set FINE_TUNE_MODELS_DIR "
+            "to another folder"
+        ) from None
+    return target
+
+
+def _flush(part: Path) -> None:
+    """What bears its final name must be whole after a power cut too."""
+    for path in [part, *part.rglob("*")]:
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
+def _remembered(path: Path, settings: Settings) -> str:
+    """A file's sha256, kept by path, size and time of change: 16 GB are not read at every start."""
+    status = path.stat()
+    key = f"{path} {status.st_size} {status.st_mtime_ns}"
+    note = settings.models_dir / "hashes" / hashlib.sha256(key.encode()).hexdigest()
+    if not note.is_file():
+
+        def write(part: Path) -> None:
+            part.write_text(sha256(path))
+
+        _once(note, write)
+    return note.read_text()
