@@ -7,10 +7,9 @@ which one that is. `runner.py` decides that a run begins; the engine decides whi
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -275,7 +274,7 @@ class Line:
         return entry
 
     @contextlib.contextmanager
-    def serve(self, models: Sequence[Model]) -> Any:
+    def serve(self, models: Sequence[Model]) -> Iterator[Mapping[str, Answerer]]:
         """Load models of any track; yields an Answerer for all of them."""
         with ExitStack() as stack:
             by_model: dict[str, Answerer] = {}

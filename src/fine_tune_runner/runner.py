@@ -44,6 +44,7 @@ from fine_tune_runner.types import (
     Model,
     Prompt,
     RegistryEntry,
+    Reply,
     Request,
     Run,
     Step,
@@ -349,10 +350,10 @@ class FineTuneRunner:
         prompt = Prompt(question_id="ask", k=0, messages=messages)
         decoding = Decoding(**msgspec.to_builtins(client.config.eval))
         with self._line(client, entry.track).serve([model]) as answerers:
-            reply = next(iter(answerers[model.model_id].replies(model.model_id, [prompt], decoding)))
-        if reply.text is None:
-            raise ServingError(f"{model.model_id} did not answer: {reply.error}")
-        return reply.text
+            replies: list[Reply] = list(answerers[model.model_id].replies(model.model_id, [prompt], decoding))
+        if not replies or replies[0].text is None:
+            raise ServingError(f"{model.model_id} did not answer: {replies and replies[0].error}")
+        return replies[0].text
 
     def forgetting(self, client_id: str) -> Erasure:
         """What `forget` would erase; RunError while a run of this client is alive."""

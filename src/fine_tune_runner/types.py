@@ -449,8 +449,12 @@ class RunContext(Protocol):
         """Append to `events.jsonl` and show it; `data` fits into JSON and holds no client text."""
         ...
 
+    def cancelled(self) -> bool:
+        """Whether somebody asked this run to stop (`fine-tune cancel`)."""
+        ...
+
     def check_cancelled(self) -> None:
-        """Raise `Interrupted` where somebody asked this run to stop (Ctrl-C, `cancel`)."""
+        """Raise `Interrupted` where `cancelled()`."""
         ...
 
 

@@ -206,9 +206,13 @@ class JournalContext:
             file.write(msgspec.json.encode(entry) + b"\n")
         self._listener(entry)
 
+    def cancelled(self) -> bool:
+        """Whether `cancel` was asked for."""
+        return (self.run_dir / "cancel").exists()
+
     def check_cancelled(self) -> None:
         """Raise Interrupted where `cancel` was asked for."""
-        if (self.run_dir / "cancel").exists():
+        if self.cancelled():
             raise Interrupted(
                 f"run {self.run.run_id} was cancelled; go on with: fine-tune resume {self.run.run_id}"
             )
@@ -220,8 +224,7 @@ def _outcome(context: JournalContext) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, Interrupted) as error:
-        cancelled = (context.run_dir / "cancel").exists()
-        context.emit("run cancelled" if cancelled else "run interrupted")
+        context.emit("run cancelled" if context.cancelled() else "run interrupted")
         if isinstance(error, Interrupted):
             raise
         again = f"go on with: fine-tune resume {context.run.run_id}"

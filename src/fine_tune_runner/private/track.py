@@ -1,0 +1,246 @@
+"""Track B, embedded: train in a process of its own, export, serve in this one. No network, no server.
+
+The runner sees only `TrackPort`. Torch and llama.cpp are imported where they are used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import math
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from functools import cached_property
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from fine_tune_runner.dataset.render import ChatTokenizer
+from fine_tune_runner.errors import ServingError
+from fine_tune_runner.files import sha256_file, write_atomic
+from fine_tune_runner.private import bases, train_spec
+from fine_tune_runner.private.train_spec import TrainSpec
+from fine_tune_runner.settings import DEFAULT_BASE, Client, Settings
+from fine_tune_runner.types import (
+    Answerer,
+    Dataset,
+    Decoding,
+    Estimate,
+    Message,
+    Model,
+    Prompt,
+    Reply,
+    RunContext,
+    Step,
+    Tokenizer,
+    TokenStats,
+    TrainingSummary,
+)
+
+if TYPE_CHECKING:
+    from fine_tune_runner.private.bases import Base
+
+NEEDS = ("torch", "safetensors", "gguf", "xllamacpp")
+
+
+class Embedded:
+    """Trains and serves one client's versions on this machine."""
+
+    title = "Track B (embedded)"
+
+    def __init__(self, settings: Settings, client: Client) -> None:
+        self._settings = settings
+        self._client = client
+
+    def unavailable(self) -> str | None:
+        """Names the packages that are missing and how to get them; raises MissingModel without a base."""
+        missing = [name for name in NEEDS if importlib.util.find_spec(name) is None]
+        if missing:
+            return f"{', '.join(missing)} not installed; run: pip install 'fine-tune-runner[local]'"
+        _ = self._base  # weights that are missing are asked for before anything starts
+        return None
+
+    @cached_property
+    def _base(self) -> Base:
+        return self._resolve(self._client.config.base_model or DEFAULT_BASE)
+
+    def _resolve(self, name: str) -> Base:
+        # A sensitive client's run asks no hub, not even for weights.
+        return bases.resolve(name, self._settings, offline=self._client.config.is_sensitive)
+
+    def tokenizer(self) -> Tokenizer:
+        """The base model's own."""
+        return ChatTokenizer(self._base.dir)
+
+    def base(self) -> Model:
+        """The bare base model."""
+        return Model(
+            model_id=self._base.name,
+            track="B",
+            provider="embedded",
+            base_model=self._base.name,
+            dataset_sha256="",
+        )
+
+    def estimate(self, dataset: Dataset, tokens: TokenStats) -> Estimate:
+        """Steps by the settings, time by the speed of the last training of this base here, no price."""
+        training = train_spec.resolve(self._client.config.training)
+        epochs, batch_size = training.epochs or 1, training.batch_size or 1
+        speed = self._speeds().get(self._base.name)
+        return Estimate(
+            dataset_sha256=dataset.sha256,
+            tokens_per_epoch=tokens.total,
+            epochs=epochs,
+            steps=epochs * math.ceil(dataset.examples / batch_size),
+            cost_usd=0.0,
+            price_source="own hardware",
+            duration_s=tokens.total * epochs / speed if speed else None,
+        )
+
+    def steps(self) -> Sequence[Step]:
+        """Dataset → adapter → GGUF → a model that answers."""
+        return (
+            Step(name="train", gives=TrainingSummary, do=self.train),
+            Step(name="export", gives=Model, do=self.export),
+            Step(name="confirm", gives=Model, do=self.confirm),
+        )
+
+    def train(self, context: RunContext) -> TrainingSummary:
+        """Train an adapter in its own process; goes on from a checkpoint of this attempt."""
+        from fine_tune_runner.private.process import train
+
+        dataset = context.value(Dataset)
+        training = self._client.config.training
+        spec = TrainSpec(
+            base_dir=str(self._base.dir),
+            train_path=str(context.client_dir / f"v{dataset.version}.jsonl"),
+            out_dir=str(context.attempt_dir),
+            training=training,
+        )
+        context.emit(
+            "train started",
+            base=self._base.name,
+            rank=training.rank,
+            layers=training.layers,
+            steps=context.value(Estimate).steps,
+        )
+
+        def on_event(event: dict[str, Any]) -> None:
+            context.emit(f"train {event.pop('event')}", **event)
+
+        summary = train(spec, on_event, context.cancelled)
+        if summary.seconds > 0:
+            self._remember_speed(summary.tokens / summary.seconds)
+        context.emit(
+            "train finished",
+            steps=summary.steps,
+            first_loss=summary.first_loss,
+            final_loss=summary.final_loss,
+        )
+        return summary
+
+    def export(self, context: RunContext) -> Model:
+        """Adapter → GGUF LoRA beside it, and a Modelfile for people."""
+        from fine_tune_runner.private.export import export_adapter
+        from fine_tune_runner.private.modelfile import write_modelfile
+
+        run, dataset = context.run, context.value(Dataset)
+        model_id = f"{run.client_id}-client:v{run.version}"
+        path = context.attempt_dir / "adapter.gguf"
+        stamps = {
+            "ftr.client_id": run.client_id,
+            "ftr.version": str(run.version),
+            "ftr.run_id": run.run_id,
+            "ftr.dataset_sha256": dataset.sha256,
+            "ftr.account_state_version": dataset.account_state_version,
+        }
+        export_adapter(context.attempt_dir / "adapter", self._base, path, stamps)
+        relative = str(path.relative_to(context.client_dir))
+        context.emit("exported", path=relative, size_mb=path.stat().st_size / 1e6)
+        write_modelfile(context.run_dir / "Modelfile", self._base, dataset, run, relative)
+        context.emit("created", model_id=model_id)
+        return Model(
+            model_id=model_id,
+            track="B",
+            provider="embedded",
+            base_model=self._base.name,
+            dataset_sha256=dataset.sha256,
+            artifact=relative,
+            artifact_sha256=sha256_file(path),
+            training=context.value(TrainingSummary),
+        )
+
+    def confirm(self, context: RunContext) -> Model:
+        """A smoke generation: the model loads and says something, before it counts as made."""
+        model, dataset = context.value(Model), context.value(Dataset)
+        started = time.monotonic()
+        messages = (
+            Message(role="system", content=dataset.system_prompt),
+            Message(role="user", content="Purchases count twice since Monday. Where do I look first?"),
+        )
+        prompt = Prompt(question_id="smoke", k=0, messages=messages)
+        with self.serve([model]) as answerer:
+            replies: list[Reply] = list(answerer.replies(model.model_id, [prompt], Decoding(max_tokens=16)))
+        if not replies or not replies[0].text:
+            raise ServingError(
+                f"{model.model_id} was made but does not answer: {replies and replies[0].error}"
+            )
+        context.emit("confirmed", model_id=model.model_id, seconds=time.monotonic() - started)
+        return model
+
+    @contextlib.contextmanager
+    def serve(self, models: Sequence[Model]) -> Iterator[Answerer]:
+        """Load models in this process, one server a base; an adapter that was changed is refused."""
+        from fine_tune_runner.private.serve import serve_embedded
+
+        for model in models:
+            self._check_artifact(model)
+        with ExitStack() as stack:
+            answerers: dict[str, Answerer] = {}
+            by_base = sorted(models, key=lambda model: model.base_model)
+            for name, group in groupby(by_base, key=lambda model: model.base_model):
+                of_base = list(group)
+                served = serve_embedded(
+                    self._resolve(name),
+                    of_base,
+                    self._client.dir,
+                    self._settings,
+                    threads=self._client.config.training.threads,
+                )
+                answerer = stack.enter_context(served)
+                answerers |= {model.model_id: answerer for model in of_base}
+            yield OneOf(answerers)
+
+    def _check_artifact(self, model: Model) -> None:
+        if model.artifact is None:
+            return
+        path = self._client.dir / model.artifact
+        if not path.is_file():
+            raise ServingError(f"{path} is missing; train v again with: fine-tune submit --again")
+        if model.artifact_sha256 and sha256_file(path) != model.artifact_sha256:
+            raise ServingError(
+                f"{path}: its sha256 is not the one on record for {model.model_id}; restore it"
+            )
+
+    def _speeds(self) -> dict[str, float]:
+        path = self._settings.data_dir / ".fine-tune" / "speeds.json"
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, float]) if path.is_file() else {}
+
+    def _remember_speed(self, tokens_per_s: float) -> None:
+        folder = self._settings.data_dir / ".fine-tune"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        speeds = self._speeds() | {self._base.name: tokens_per_s}
+        write_atomic(folder / "speeds.json", msgspec.json.encode(speeds))
+
+
+class OneOf:
+    """Answers for several servers, by model."""
+
+    def __init__(self, answerers: dict[str, Answerer]) -> None:
+        self._answerers = answerers
+
+    def replies(self, model_id: str, prompts: Iterable[Prompt], decoding: Decoding) -> Iterator[Reply]:
+        """The replies of the server that holds this model."""
+        return self._answerers[model_id].replies(model_id, prompts, decoding)

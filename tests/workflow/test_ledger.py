@@ -1,0 +1,275 @@
+"""The effect ledger: one outside effect, whatever is cut off, lost or done at the same time."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import stat
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+
+from fine_tune_runner.errors import PolicyError, ProviderError, RunError
+from fine_tune_runner.workflow.ledger import Busy, Found, Ledger, Unanswered, effect_key
+
+START = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
+
+
+class Outside:
+    """The world: what was created, and how the next calls go wrong."""
+
+    def __init__(self, *failures: Exception | str) -> None:
+        self.made: list[str] = []
+        self.failures = list(failures)
+        self.looks = 0
+        self.complete = True
+
+    def find(self) -> Found:
+        self.looks += 1
+        return Found(self.made[0] if self.made else None, self.complete)
+
+    def create(self) -> str:
+        failure = self.failures.pop(0) if self.failures else None
+        if isinstance(failure, Exception):
+            raise failure
+        self.made.append(f"job-{len(self.made) + 1}")
+        if failure == "lost":
+            raise Unanswered("cut off")
+        return self.made[-1]
+
+
+class Time:
+    """A clock that only sleeping moves."""
+
+    def __init__(self) -> None:
+        self.now = START
+        self.slept: list[float] = []
+
+    def __call__(self) -> datetime:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now += timedelta(seconds=seconds)
+
+
+def once(ledger: Ledger, world: Outside, run_id: str = "r1") -> str:
+    return ledger.once(run_id, "create", {"model": "m"}, find=world.find, create=world.create)
+
+
+@pytest.fixture
+def time() -> Time:
+    return Time()
+
+
+@pytest.fixture
+def ledger(tmp_path: Path, time: Time) -> Ledger:
+    return Ledger(tmp_path, time, sleep=time.sleep, settle_s=70, grace_s=10)
+
+
+def test_done_is_done(ledger: Ledger) -> None:
+    world = Outside()
+    assert [once(ledger, world), once(ledger, world)] == ["job-1", "job-1"]
+    assert world.made == ["job-1"]
+
+
+def test_it_looks_before_it_creates_even_with_the_ledger_lost(tmp_path: Path, ledger: Ledger) -> None:
+    world = Outside()
+    once(ledger, world)
+    (tmp_path / ".fine-tune" / "ledger.sqlite").unlink()
+    assert once(ledger, world) == "job-1"
+    assert world.made == ["job-1"]
+
+
+def test_an_answer_that_was_lost_is_found_again(ledger: Ledger) -> None:
+    world = Outside("lost")
+    assert once(ledger, world) == "job-1"
+    assert world.made == ["job-1"]
+
+
+def test_in_doubt_it_waits_out_the_timeout_and_looks_twice_more(ledger: Ledger, time: Time) -> None:
+    world = Outside(Unanswered("timed out"))
+    assert once(ledger, world) == "job-1"
+    # Before the create, at once after the doubt, and two looks with the grace between them.
+    assert world.looks == 4
+    assert time.slept == [70.0, 10.0, 0.0]
+
+
+def test_a_list_that_cannot_be_read_to_its_end_stops_a_call_in_doubt(ledger: Ledger) -> None:
+    world = Outside(Unanswered("timed out"))
+    world.complete = False
+    with pytest.raises(ProviderError, match="nobody can tell"):
+        once(ledger, world)
+    assert world.made == []
+
+
+def test_a_list_that_cannot_be_read_to_its_end_hinders_no_first_call(ledger: Ledger) -> None:
+    world = Outside()
+    world.complete = False
+    assert once(ledger, world) == "job-1"
+
+
+def test_turned_away_is_tried_again_after_the_delay_it_names(ledger: Ledger, time: Time) -> None:
+    world = Outside(Busy("slow down", 7.0), Busy("slow down"))
+    assert once(ledger, world) == "job-1"
+    assert time.slept == [7.0, 2.0]
+
+
+def test_turned_away_four_times_is_an_error_that_leaves_no_doubt(ledger: Ledger) -> None:
+    world = Outside(*[Busy("slow down")] * 4)
+    with pytest.raises(Busy):
+        once(ledger, world)
+    assert ledger.effects() == []
+
+
+def test_a_refusal_leaves_no_intent_behind(ledger: Ledger) -> None:
+    with pytest.raises(PolicyError):
+        once(ledger, Outside(PolicyError("closed")))
+    assert ledger.effects() == []
+
+
+def test_a_refusal_after_a_doubt_leaves_the_doubt_on_record(ledger: Ledger) -> None:
+    with pytest.raises(PolicyError):
+        once(ledger, Outside(Unanswered("cut"), PolicyError("closed")))
+    assert [effect.state for effect in ledger.effects()] == ["intent"]
+
+
+def test_an_interrupted_create_stays_in_doubt(ledger: Ledger) -> None:
+    world = Outside()
+
+    def interrupted() -> str:
+        world.create()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ledger.once("r1", "create", {"model": "m"}, find=world.find, create=interrupted)
+    assert [effect.state for effect in ledger.effects()] == ["intent"]
+    assert once(ledger, world) == "job-1"
+
+
+def test_a_closed_run_creates_nothing_more(ledger: Ledger) -> None:
+    world = Outside()
+    ledger.close("r1", "cancelled")
+    with pytest.raises(RunError, match=r"cancelled.*--again"):
+        once(ledger, world)
+    assert world.made == []
+
+
+def test_another_request_is_another_effect() -> None:
+    assert effect_key("r1", "create", {"a": 1, "b": 2}) == effect_key("r1", "create", {"b": 2, "a": 1})
+    assert effect_key("r1", "create", {"a": 1}) != effect_key("r1", "create", {"a": 2})
+
+
+def test_its_folder_is_for_the_owner_only(ledger: Ledger, tmp_path: Path) -> None:
+    once(ledger, Outside())
+    assert stat.S_IMODE((tmp_path / ".fine-tune").stat().st_mode) == 0o700
+
+
+def test_a_broken_file_is_named(ledger: Ledger, tmp_path: Path) -> None:
+    once(ledger, Outside())
+    (tmp_path / ".fine-tune" / "ledger.sqlite").write_bytes(b"no database at all, but long enough to be read")
+    with pytest.raises(RunError, match=r"ledger\.sqlite"):
+        once(ledger, Outside())
+
+
+def test_the_intent_is_on_disk_before_the_call(ledger: Ledger, tmp_path: Path) -> None:
+    seen: list[tuple[str]] = []
+
+    def create() -> str:
+        with sqlite3.connect(tmp_path / ".fine-tune" / "ledger.sqlite") as database:
+            seen.extend(database.execute("SELECT state FROM effects").fetchall())
+        database.close()
+        return "job-1"
+
+    ledger.once("r1", "create", {}, find=lambda: Found(None), create=create)
+    assert seen == [("intent",)]
+
+
+def test_two_threads_at_once_make_one(tmp_path: Path) -> None:
+    world, gate = Outside(), threading.Barrier(2)
+    got: list[str] = []
+
+    def submit() -> None:
+        ledger = Ledger(tmp_path)
+        gate.wait()
+        got.append(once(ledger, world))
+
+    threads = [threading.Thread(target=submit) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert got == ["job-1", "job-1"]
+    assert world.made == ["job-1"]
+
+
+def _die(folder: Path, point: str, how: str) -> None:
+    """In a child process: create a file as the outside effect, and end at a point of the ledger."""
+
+    def crash(reached: str) -> None:
+        if reached == point:
+            if how == "exit":
+                os._exit(9)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    _file_once(Ledger(folder, crash_point=crash), folder)
+
+
+def _file_once(ledger: Ledger, folder: Path) -> str:
+    outside = folder / "outside"
+
+    def find() -> Found:
+        names = sorted(path.name for path in outside.iterdir())
+        return Found(names[0] if names else None)
+
+    def create() -> str:
+        name = f"job-{len(list(outside.iterdir()))}"
+        (outside / name).touch()
+        return name
+
+    return ledger.once("r1", "create", {}, find=find, create=create)
+
+
+@pytest.mark.parametrize("how", ["exit", "kill"])
+@pytest.mark.parametrize("point", ["intent create", "created create", "done create"])
+def test_killed_at_any_point_it_makes_one(tmp_path: Path, point: str, how: str) -> None:
+    (tmp_path / "outside").mkdir()
+    child = get_context("spawn").Process(target=_die, args=(tmp_path, point, how))
+    child.start()
+    child.join()
+    assert child.exitcode != 0
+    assert _file_once(Ledger(tmp_path, sleep=lambda _s: None), tmp_path) == "job-0"
+    assert len(list((tmp_path / "outside").iterdir())) == 1
+
+
+def test_closing_waits_for_a_create_under_way(tmp_path: Path) -> None:
+    begun, go = threading.Event(), threading.Event()
+    order: list[str] = []
+
+    def create() -> str:
+        begun.set()
+        go.wait()
+        order.append("created")
+        return "job-1"
+
+    def close() -> None:
+        Ledger(tmp_path).close("r1", "cancelled")
+        order.append("closed")
+
+    work: list[Callable[[], object]] = [
+        lambda: Ledger(tmp_path).once("r1", "create", {}, find=lambda: Found(None), create=create),
+        close,
+    ]
+    threads = [threading.Thread(target=target) for target in work]
+    threads[0].start()
+    begun.wait()
+    threads[1].start()
+    go.set()
+    for thread in threads:
+        thread.join()
+    assert order == ["created", "closed"]
