@@ -1,0 +1,243 @@
+"""Asking a model every question, scoring what came back, and keeping raw answers as JSON lines.
+
+A call that failed is retried, then recorded as failed; it is never a wrong answer. Knows no track: models
+come as an Answerer, vectors as an Embedder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+
+from fine_tune_runner.dataset.taxonomy import Taxonomy
+from fine_tune_runner.errors import DataError
+from fine_tune_runner.evaluation.holdout import Holdout
+from fine_tune_runner.evaluation.nearest import CauseIndex, contrast
+from fine_tune_runner.evaluation.recall import Commitment, committed, recalled
+from fine_tune_runner.evaluation.similarity import floor, own_reference
+from fine_tune_runner.files import write_atomic
+from fine_tune_runner.types import (
+    Answer,
+    Answerer,
+    Decoding,
+    Embedder,
+    Model,
+    Prompt,
+    Reply,
+    ScoreCard,
+)
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+SCORER_VERSION = "1"  # raise it with every change of rules.py, recall.py or phrases.py that moves a score
+RETRIES = 2
+
+OnReply = Callable[[int, int], None]  # (answers so far, answers in all)
+
+
+def collect(
+    answerer: Answerer,
+    model: Model,
+    holdout: Holdout,
+    decoding: Decoding,
+    k: int = 1,
+    on_reply: OnReply | None = None,
+) -> tuple[Reply, ...]:
+    """Ask `model` every question `k` times; one reply a prompt, in the order of the prompts.
+
+    A failed or missing reply is asked for again, twice at most, and then stays as an error. Calls the model.
+    """
+    prompts = holdout.prompts(range(k))
+    replies: dict[tuple[str, int], Reply] = {}
+    open_prompts: Sequence[Prompt] = prompts
+    for attempt in range(RETRIES + 1):
+        for reply in answerer.replies(model.model_id, open_prompts, decoding):
+            replies[reply.question_id, reply.k] = reply
+            if on_reply and (reply.text is not None or attempt == RETRIES):
+                on_reply(_settled(replies, attempt == RETRIES), len(prompts))
+        open_prompts = [p for p in prompts if _failed(replies.get((p.question_id, p.k)))]
+        if not open_prompts:
+            break
+    return tuple(
+        replies.get((p.question_id, p.k)) or Reply(question_id=p.question_id, k=p.k, error="no reply came")
+        for p in prompts
+    )
+
+
+def _failed(reply: Reply | None) -> bool:
+    return reply is None or reply.text is None
+
+
+def _settled(replies: dict[tuple[str, int], Reply], last: bool) -> int:
+    return sum(last or reply.text is not None for reply in replies.values())
+
+
+def fingerprint(
+    *,
+    embedder: str,
+    decoding: Decoding,
+    system_prompt: str | None,
+    taxonomy: Taxonomy,
+    holdout_sha256: str,
+) -> str:
+    """What a score depends on beside the model, as 16 hex digits; scores with two of them do not compare."""
+    causes = [msgspec.to_builtins(cause) for cause in taxonomy.causes.values()]
+    parts = (SCORER_VERSION, embedder, msgspec.to_builtins(decoding), system_prompt, causes, holdout_sha256)
+    return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()[:16]
+
+
+def score(
+    replies: Sequence[Reply],
+    holdout: Holdout,
+    taxonomy: Taxonomy,
+    embedder: Embedder,
+    decoding: Decoding,
+    *,
+    label: str,
+    model_id: str,
+) -> tuple[ScoreCard, tuple[Answer, ...]]:
+    """Judge every reply by the holdout's measure; the card, and the single answers in question order.
+
+    Replies to questions that the holdout does not have are left out.
+    """
+    stamp = fingerprint(
+        embedder=embedder.fingerprint,
+        decoding=decoding,
+        system_prompt=holdout.system_prompt,
+        taxonomy=taxonomy,
+        holdout_sha256=holdout.sha256,
+    )
+    row_of = {question.id: row for row, question in enumerate(holdout.questions)}
+    replies = sorted(
+        (r for r in replies if r.question_id in row_of), key=lambda r: (row_of[r.question_id], r.k)
+    )
+    came = [reply for reply in replies if reply.text is not None]
+    texts, rows = [str(reply.text) for reply in came], [row_of[reply.question_id] for reply in came]
+    references_MD = embedder.embed([question.reference for question in holdout.questions])
+    answers_ND = embedder.embed(texts)
+    cosines = [float(answer @ references_MD[row]) for answer, row in zip(answers_ND, rows, strict=True)]
+    read = _read(texts, rows, holdout, taxonomy, embedder, references_MD)
+    judged = {(r.question_id, r.k): (c, s) for r, c, s in zip(came, read, cosines, strict=True)}
+    answers = tuple(_answer(r, holdout, row_of, judged.get((r.question_id, r.k)), stamp) for r in replies)
+    nearest_own = own_reference(answers_ND, rows, references_MD)
+    card = summarise(
+        answers,
+        holdout,
+        label=label,
+        model_id=model_id,
+        similarity_floor=floor(references_MD),
+        own_reference_share=float(nearest_own.mean()) if came else None,
+    )
+    return card, answers
+
+
+def _answer(
+    reply: Reply,
+    holdout: Holdout,
+    row_of: dict[str, int],
+    judged: tuple[Commitment | None, float] | None,
+    stamp: str,
+) -> Answer:
+    commitment, cosine = judged or (None, None)
+    return Answer(
+        question_id=reply.question_id,
+        k=reply.k,
+        text=reply.text,
+        score=_right(commitment, holdout, row_of[reply.question_id]) if commitment else None,
+        method=commitment.method if commitment else None,
+        fingerprint=stamp,
+        error=reply.error if judged else reply.error or "empty reply",
+        cause=commitment.cause if commitment else None,
+        similarity=cosine,
+    )
+
+
+def _read(
+    texts: list[str],
+    rows: list[int],
+    holdout: Holdout,
+    taxonomy: Taxonomy,
+    embedder: Embedder,
+    references_MD: NDArray[np.float32],
+) -> Sequence[Commitment | None]:
+    if holdout.measure == "similarity":
+        return [None] * len(texts)
+    if holdout.measure == "contrast":
+        return contrast(texts, rows, holdout.questions, references_MD, embedder)
+    nearest = CauseIndex(taxonomy, embedder) if taxonomy.causes else None
+    return [
+        committed(text, holdout.questions[row], taxonomy, nearest)
+        for text, row in zip(texts, rows, strict=True)
+    ]
+
+
+def _right(commitment: Commitment, holdout: Holdout, row: int) -> float:
+    if holdout.measure == "contrast":
+        return float(commitment.cause is not None)
+    return float(recalled(commitment, holdout.questions[row]))
+
+
+def summarise(
+    answers: Sequence[Answer],
+    holdout: Holdout,
+    *,
+    label: str,
+    model_id: str,
+    similarity_floor: float | None,
+    own_reference_share: float | None,
+) -> ScoreCard:
+    """Pool scored answers into a card: recall or contrast over all that came back, failed ones counted.
+
+    `per_question` has the mean over a question's answers, and no entry where none came back: the gate takes
+    that as missing evidence.
+    """
+    came = [a for a in answers if a.text is not None]
+    similarities = [a.similarity for a in came if a.similarity is not None]
+    scores = [a.score for a in came if a.score is not None]
+    pooled = sum(scores) / len(scores) if scores else None
+    by_question: dict[str, list[float]] = defaultdict(list)
+    for answer in came:
+        value = answer.similarity if holdout.measure == "similarity" else answer.score
+        if value is not None:
+            by_question[answer.question_id].append(value)
+    methods: Counter[str] = Counter(a.method for a in came if a.method)
+    return ScoreCard(
+        label=label,
+        model_id=model_id,
+        questions=len(holdout.questions),
+        answers=len(came),
+        failed=len(answers) - len(came),
+        unresolved=tuple(dict.fromkeys(a.question_id for a in came if a.method == "unresolved")),
+        similarity=sum(similarities) / len(similarities) if similarities else None,
+        similarity_floor=similarity_floor,
+        own_reference_share=own_reference_share,
+        recall=pooled if holdout.measure == "recall" else None,
+        contrast=pooled if holdout.measure == "contrast" else None,
+        per_question={question: sum(values) / len(values) for question, values in by_question.items()},
+        methods=dict(methods),
+        fingerprint=answers[0].fingerprint if answers else "",
+    )
+
+
+def write_answers(path: Path, answers: Sequence[Answer]) -> None:
+    """Write raw answers and scores as JSON lines, all or nothing; makes the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, b"".join(msgspec.json.encode(answer) + b"\n" for answer in answers))
+
+
+def read_answers(path: Path) -> tuple[Answer, ...]:
+    """The answers of a file; DataError names the line that is none."""
+    found: list[Answer] = []
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            found.append(msgspec.json.decode(line, type=Answer))
+        except msgspec.DecodeError as error:
+            raise DataError(f"{path} line {number}: not an answer ({error}); evaluate again") from None
+    return tuple(found)

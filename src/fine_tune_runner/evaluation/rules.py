@@ -1,0 +1,314 @@
+"""The rules of recall as one table: which words commit, hedge, deny, quote or retract. Data, no logic.
+
+Every pattern is matched without case on folded text (phrases.fold: straight apostrophes, `n't` a word of
+its own). A rule that is too wide loses a right answer to review; one that is too narrow lets a wrong
+answer count, so in doubt a rule is wide.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+Kind = Literal[
+    "commit",
+    "strong",
+    "hedge",
+    "attributed",
+    "general",
+    "elsewhere",
+    "echo",
+    "alternative",
+    "plural",
+    "retract",
+    "fix_heading",
+    "fix_step",
+    "denier",
+    "denied_after",
+]
+
+# (kind, what it is for, patterns)
+TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
+    (
+        "strong",
+        "says outright which the cause is",
+        (
+            r"(?:root|real|actual|true|underlying|main|primary|key)[ -]causes?",
+            r"(?<!be)(?<!\w)causes? (?:here |of (?:this|that|it|the \w+|your \w+) )?(?:is|was|are|lies)\b",
+            r"the (?:sole |only |single |whole )?(?:cause|culprit|diagnosis|explanation)\b",
+            r"\b(?:diagnosis|cause|verdict|finding|conclusion)\s*[:=]",
+            r"\b(?:is|was|are|were|being|been) caused (?:\w+ly )?by\b",
+            r"\b(?:root cause|ursache|grundursache|causa|oorzaak)\b",
+        ),
+    ),
+    (
+        "commit",
+        "ties the symptom to a cause",
+        (
+            r"\bbecause\b",
+            r"\bcaused? by\b",
+            r"\b(?:is|are|was|were) (?:entirely |solely |simply )?(?:due|owing|down) to\b",
+            r"\b(?:due|owing|thanks) to\b",
+            r"\b(?:the|your|this|one) (?:\w+ )?(?:problem|issue|fault|reason|bug|trouble|error)(?: here)? "
+            r"(?:is|was|lies|here)\b",
+            r"\b(?:problem|issue|reason|fault|problem statement)\s*:",
+            r"\b(?:come|stem|result|originate|arise)s? from\b",
+            r"\b(?:boil|come)s? down to\b",
+            r"\bexplained by\b",
+            r"\bthe reasons? (?:for|why|behind|of|that)\b",
+            r"\b(?:trace[sd]?|traces back|goes back|go back) (?:back )?to\b",
+            r"\b(?:is|are) (?:to blame|at fault|responsible|behind|the culprit|why|what (?:breaks|causes|"
+            r"you))\b",
+            r"\b(?:explains?|causes|triggers|produces|leads to|results in)\b",
+            r"\bthis is (?:a |an |the )?(?:clear |classic |textbook |plain )?(?:case|instance|example) of\b",
+            r"\b(?:it|this|that|what you have|what we have|what you see)(?: here)?(?: is|'s)\b",
+            r"\b(?:you|we|the site|this account) (?:have|has|are facing|is facing|are dealing with)\b",
+            r"\b(?:weil|wegen|porque|parce que|à cause d|omdat|perché|debido a)",
+        ),
+    ),
+    (
+        "hedge",
+        "does not commit",
+        (
+            r"\b(?:may|might|could|would|should) (?:well |also |just |still |very well |easily |even )?"
+            r"(?:be|have|come|stem|explain|cause|point|result|lie|look|not|indicate|suggest)\b",
+            r"\b(?:maybe|perhaps|possibly|probably|presumably|potentially|conceivably|supposedly|allegedly|"
+            r"plausibl[ey]|likely|likelihood|probability|chances are|apparently|seemingly|arguably)\b",
+            r"\b(?:seems?|appears?|looks?|sounds?|feels?|smells?) (?:to|like|as|similar|that)\b",
+            r"\b(?:possibilit(?:y|ies)|candidates?|suspects?|suspicion|suspected|guess|hunch|hypothes[ie]s|"
+            r"theory|speculat\w+)\b",
+            r"\b(?:possible|potential|plausible) (?:root )?(?:causes?|reasons?|explanations?|culprits?)\b",
+            r"\b(?:not|never) (?:\w+ )?(?:sure|certain|clear|confirmed|proven|known|enough)\b",
+            r"\b(?:unclear|uncertain|unsure|unknown|unconfirmed|undecided|hard to (?:say|tell)|"
+            r"difficult to (?:say|tell)|cannot tell|depends)\b",
+            r"\b(?:can|could|may|might) (?:also |sometimes |often )?(?:be|have|come|cause|lead|result|"
+            r"explain)\b",
+            r"\bi (?:would )?(?:think|believe|assume|imagine|suppose|wonder)\b",
+            r"\b(?:if|unless|whether|assuming|provided|in case|should it|either|or else|would|vielleicht|"
+            r"möglicherweise|wahrscheinlich|quizás|peut-être|probablemente|vermutlich|misschien)\b",
+            r"\bpoints? (?:to|at|towards?) (?:either|several|more than)\b",
+            r"\b(?:worth|let us|let's|needs?|have|has|want|remains?|yet) (?:to )?"
+            r"(?:check|checking|verify|verifying|investigat\w+|examin\w+|rul\w+)\b",
+        ),
+    ),
+    (
+        "attributed",
+        "somebody else's opinion",
+        (
+            r"\b(?:you|they|he|she|client|customer|agency|team|support|developer|shop|owner|colleague|"
+            r"consultant|"
+            r"vendor|people|many|some|others?|one|everybody|everyone|helpdesk|forum\w*|documentation|blog\w*|"
+            r"google|meta|shopify|tag assistant|pixel helper|ticket|report)\b[^,;:.]{0,20}?"
+            r"\b(?:sa(?:y|ys|id)|wr(?:ite|ites|ote)|claim\w*|think\w*|thought|believ\w+|suspect\w*|assum\w+|"
+            r"suggest\w*|blam\w+|told|tell\w*|report(?:s|ed)?|mention\w*|describ\w+|insist\w*|argu\w+|"
+            r"guess\w*|"
+            r"point(?:s|ed) (?:to|at)|diagnos\w+|call(?:s|ed) (?:it|this)|named|conclud\w+|fear\w*|"
+            r"worr\w+|ask\w*|stat(?:e|es|ed)|not(?:e|es|ed))\b",
+            r"\b(?:your|their|his|her|the client's|the agency's) "
+            r"(?:\w+ )?(?:guess|suspicion|theory|idea|assumption|hunch|diagnosis|claim|fear|belief)\b",
+            r"\b(?:according to|in the (?:words|opinion) of|as (?:you|they|the client) (?:put|say|said))\b",
+            r"\b(?:initially|originally|at first|first) (?:\w+ )?(?:blamed|suspected|thought|assumed|"
+            r"diagnosed)\b",
+        ),
+    ),
+    (
+        "general",
+        "what is so in general, elsewhere or of another symptom",
+        (
+            r"\b(?:commonly|usually|generally|typically|often|sometimes|frequently|in most cases|normally|"
+            r"in general|in many (?:cases|shops)|most (?:shops|sites|cases|people))\b",
+            r"\b(?:a|an|one|another|the (?:most |usual ))\s*(?:very |more |most )?"
+            r"(?:common|frequent|typical|usual|classic|popular|known)"
+            r" (?:root )?(?:cause|reason|culprit|mistake|explanation)\b",
+            r"\b(?:symptoms?|signature|pattern|signs?|picture) (?:of|resembles?|matches|is typical|fits|"
+            r"overlaps?)\b",
+            r"\b(?:resembl\w+|similar to|reminiscent|remind\w*|confus\w+|mistak\w+|mimic\w*|easily taken|"
+            r"distinguish\w*|differs? from|compared? (?:to|with)|tempting|obvious suspect|easy to)\b",
+            r"\b(?:for (?:example|instance)|such as|e\.g\.)",
+        ),
+    ),
+    (
+        "elsewhere",
+        "another time or another client",
+        (
+            r"\b(?:last (?:time|week|month|year|spring|summer|autumn|winter|quarter)|previously|formerly|"
+            r"in the past|"
+            r"back then|(?:an )?earlier (?:case|ticket|incident|problem|issue|outage|version)|years? ago|"
+            r"months? ago|weeks? ago|used to|"
+            r"another (?:client|account|shop|site|store)|other (?:clients?|accounts?|shops?|sites?|stores?)|"
+            r"different (?:client|account|shop|site|store)|in (?:january|february|march|april|june|july|"
+            r"august|"
+            r"september|october|november|december)|already (?:been )?(?:fixed|solved|resolved|repaired|"
+            r"corrected)|"
+            r"in v\d+)\b",
+        ),
+    ),
+    (
+        "echo",
+        "tells the question again",
+        (
+            r"^(?:so |ok |okay |thanks[^,]*, |i see[^,]*, |understood[^,]*, )?"
+            r"you(?:'re| are)? (?:see|say|report|notice|describe|observe|mention|ask|write|told|wonder|"
+            r"seeing|saying)",
+            r"\b(?:your (?:question|message|description|words)|the (?:question|ticket|symptom|complaint)) "
+            r"(?:is|was|says|reads|mentions|about)\b",
+        ),
+    ),
+    (
+        "alternative",
+        "a second cause beside the first",
+        (
+            r"\b(?:also|alternatively|equally|another|just as|or (?:it|maybe|perhaps|possibly|else)|"
+            r"could as well|on top|additionally|in addition|second)\b",
+        ),
+    ),
+    (
+        "plural",
+        "says that there is more than one cause, named or not",
+        (
+            r"(?<!no )(?<!not )(?<!without )\b(?:second|another|other|further|additional|"
+            r"third) (?:root |real )?causes?\b",
+            r"\balso (?:due|because|caused|down to|comes? from|stems? from)\b",
+            r"(?<!not )\b(?:two|three|four|several|multiple|many|various) (?:\w+ )?(?:causes|reasons|"
+            r"culprits)\b",
+        ),
+    ),
+    (
+        "retract",
+        "takes back what was said",
+        (
+            r"\b(?:scratch that|on second thoughts?|i was wrong|i stand corrected|correction|no, wait|"
+            r"wait, no|"
+            r"strike that|forget that|take that back|disregard)\b",
+            r"\b(?:that|this|it|which|the above|this diagnosis|that diagnosis|this answer|this statement|"
+            r"this claim|this explanation|that explanation|all of this|none of (?:this|that|it))"
+            r"(?: statement| claim)? (?:is|was|'s|would be|turned out)(?: \w+ly)? "
+            r"(?:wrong|false|incorrect|untrue|mistaken|a lie|nonsense|unlikely|doubtful|refuted|"
+            r"not (?:the case|true|correct|right|it|so|accurate|what|the (?:root )?(?:cause|reason|"
+            r"problem)))",
+            r"\bi (?:may|might|could) be (?:wrong|mistaken)\b",
+            r"\b(?:or so it seems|take (?:this|it) with|just kidding|opposite is true|"
+            r"(?:which|that|this) (?:i|we) (?:doubt|reject|exclude|rule out))\b",
+            r"\bnot (?:the case|true|correct)\b",
+            r"\b(?:i am|i'm|we are) not (?:sure|certain|convinced)\b",
+            r"\b(?:is|was|be|been|are) (?:ruled out|excluded|off the table|refuted|disproved|dismissed)\s*$",
+        ),
+    ),
+    (
+        "fix_heading",
+        "from here on the answer says what to do",
+        (
+            r"^(?:\d+[.)] )?(?:the |recommended |suggested |proposed |quick |how to |what to )?"
+            r"(?:fix|solution|remedy|resolution|repair|do|next steps?|action items?|actions?|steps|to do|"
+            r"todo|"
+            r"recommendations?|verification|verify|prevention|how to fix|what to do|fix it|fix this|lösung|"
+            r"solución|behebung|correction steps|correctif|oplossing)(?: (?:it|this|now|next|steps))?\s*"
+            r"(?::|$|\s-\s|\u2013|\u2014|\bis\b)",
+            r"^(?:to|in order to) (?:fix|solve|repair|correct|resolve|remedy|verify|confirm|prevent)\b",
+        ),
+    ),
+    (
+        "fix_step",
+        "an instruction",
+        (
+            r"^(?:\d+[.)] |then |next,? |first,? |finally,? |please |so |now )*"
+            r"(?:add|remove|publish|set|keep|create|move|call|use|check|make|ensure|verify|send|push|disable|"
+            r"enable|install|delete|drop|pass|map|load|trigger|guard|register|list|configure|connect|exclude|"
+            r"renew|replace|update|open|go to|test|compute|normali[sz]e|hash|forward|generate|correct|"
+            r"rule out|"
+            r"compare|look|confirm|wait|inspect|have|let|try|change|reinstall|switch|start|stop|"
+            r"do)\b(?! cause)",
+            r"\b(?:you|we|they) (?:should|must|need to|have to|can|could|ought to)\b",
+        ),
+    ),
+    (
+        "denier",
+        "denies the cause that follows it in the clause",
+        (
+            r"\b(?:rather than|instead of|as opposed to|unlike|except|other than|apart from|far from|"
+            r"anything but|contrary to|nothing to do with|unrelated to|independent of|regardless of|"
+            r"rul(?:e|es|ed|ing) out|exclud(?:e|es|ed|ing)|eliminat\w+|dismiss\w*|discard\w*|disprov\w+|"
+            r"refut\w+|"
+            r"contradict\w*|doubt\w*|hardly|unlikely|wrong to|mistaken\w*|lack of evidence|speaks against|"
+            r"argues against|evidence against|against|free of|cleared|myth|sworn|instead)\b",
+        ),
+    ),
+    (
+        "denied_after",
+        "denies the cause named before it in the clause",
+        (
+            r"\b(?:is|was|are|were|be|been|can|could|has|have|looks?|seems?|works?|turned out|"
+            r"proved)\b[^,;]{0,24}?"
+            r"\b(?:ruled out|excluded|eliminated|dismissed|discarded|disproved|refuted|unlikely|innocent|"
+            r"(?:a )?red herring|off the table|irrelevant|unrelated|fine|healthy|intact|in order|"
+            r"all right|ok|okay|"
+            r"correct|correctly|working|false|wrong|a myth|impossible|out of the question|"
+            r"a false lead)\b(?! id| label)",
+        ),
+    ),
+)
+
+PATTERNS: dict[Kind, re.Pattern[str]] = {
+    kind: re.compile("|".join(f"(?:{p})" for p in patterns), re.I) for kind, _, patterns in TABLE
+}
+
+# Points back: what the sentence before said is the cause.
+POINTS_BACK = re.compile(
+    r"^(?:and )?(?:that|this)(?: here| alone)?(?: is|'s) (?:exactly |precisely |indeed |"
+    r"clearly )?(?:why\b|the (?:root |real |actual |whole |"
+    r"sole |only |underlying )*(?:cause|culprit|reason|problem|explanation|diagnosis)\b|what (?:causes|"
+    r"breaks)\b)"
+    r"|^(?:that|this|which) (?:explains|causes|is what)\b",
+    re.I,
+)
+# Said with a negator, meant as a plain yes; taken out before negation is looked for.
+AFFIRMING = re.compile(
+    r"\b(?:(?:there is |there's )?(?:no|without(?: a)?|beyond(?: a)?) (?:doubt|question)(?: that|"
+    r" about it)?,?|"
+    r"not only|nothing but|nothing else than|nothing other than|none other than|no other than|"
+    r"can not be anything (?:else )?(?:but|than)|do n't doubt that|do not doubt that|no mistake,?)",
+    re.I,
+)
+# Where a sentence turns: what stands before and after is judged by itself.
+TURN = re.compile(
+    r"(?:,? \b(?:but|however|whereas|yet|nevertheless|nonetheless|instead it is|sondern|aber|pero|sino|"
+    r"mais)\b)",
+    re.I,
+)
+# Granted before the turn to the cause, or after it; taken out.
+CONCEDED = re.compile(
+    r"\b(?:it is true that|it's true that|admittedly|granted|to be fair|although|though|even though|despite|"
+    r"in spite of|no matter|even if)\b[^,;]*(?:[,;]|$)",
+    re.I,
+)
+# Where a clause ends for a denial that came before (a list "not X, Y and Z" stays one clause at "and").
+CLAUSE = re.compile(r"[,;:()\u2013\u2014]|\s-\s|\b(?:so|which|while)\b", re.I)
+# Where it ends for a denial that comes after.
+CLAUSE_AFTER = re.compile(
+    CLAUSE.pattern
+    + r"|\b(?:and|or|because|rather than|instead of|as opposed to|unlike|not (?:due|because|the|a|an|"
+    r"your))\b",
+    re.I,
+)
+# Deniers whose reach ends at the comma: "rather than X, ...".
+ENDS_AT_COMMA = re.compile(
+    r"rather|instead|opposed|unlike|contrary|except|apart|other than|regardless|far from", re.I
+)
+# A negator right before a commitment, with nothing but filling words between: "not really because of".
+DENIED_COMMIT = re.compile(
+    r"(?:\b(?:not|n't|never|no|neither|nor|nicht|non|hardly|wrong)\b|\bn't)"
+    r"(?:\s+(?:the|a|an|your|this|any|really|simply|just|actually|merely|at all|necessarily|primarily|"
+    r"being|be|"
+    r"been|that|it|truly|in fact|even|always|its?|here|only|solely|entirely|die|la|el|le|l|kein\w*|"
+    r"means|way|circumstances|account|root|real|"
+    r"actual|true|underlying|main|primary|key|of|part|to do with))*\s*$",
+    re.I,
+)
+# What follows from the cause: it may be negated or hedged without touching the cause.
+CONSEQUENCE = re.compile(
+    r"(?:,|;|\s-|\u2013|\u2014)?\s*\b(?:so (?:that )?|which (?:means|is why|leads|makes|explains)|"
+    r"meaning(?: that)?|"
+    r"therefore|hence|that is why|that's why|this is why|as a result|with the result|and thus|thus|"
+    r"and (?:therefore|so|as a result))\b",
+    re.I,
+)

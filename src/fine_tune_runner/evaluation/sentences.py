@@ -1,0 +1,108 @@
+"""An answer as the sentences of its diagnosis: markdown taken off, lists joined to what introduces them,
+quotations and code left out, and each sentence marked as before or after the fix.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from fine_tune_runner.evaluation.phrases import fold
+from fine_tune_runner.evaluation.rules import PATTERNS
+
+_FENCE = re.compile(r"```.*?(?:```|\Z)", re.S)
+_MARKS = re.compile(r"\*+|`+|(?<!\w)_+(?=\w)|(?<=\w)_+(?!\w)")
+_BULLET = re.compile(r"^(?:[-*+\u2022]|\d+[.)])\s+")
+_BOLD_LINE = re.compile(r"^(?:\*\*|__)(?=[^*_]{1,60}(?:\*\*|__):?$)")
+_HEADING = re.compile(r"^#+\s*")
+_END = re.compile(
+    r"(?<!\be\.g\.)(?<!\bi\.e\.)(?<!\bvs\.)(?<!\bcf\.)(?<!\bno\.)(?<!\bapprox\.)"
+    r"(?:(?<=;)|(?<=[.!?]))[\"\u201d\u2019\u00bb)\]]*\s+(?=[\"\u201c\u201e\u00ab(\[]?[^\W_])"
+)
+_OPEN, _CLOSE = '"\u201c\u201e\u00ab\u201a\u2039', '"\u201d\u201c\u00bb\u2019\u203a'
+# A quotation of four words or more is somebody's voice, unless the sentence itself leads into it.
+_QUOTE = re.compile(
+    rf"(?P<lead>(?:\b(?:is|was|that|by|to|because|of|:)\s*)?)[{_OPEN}](?P<said>[^{_OPEN}{_CLOSE}]*)[{_CLOSE}]"
+)
+_SPEECH = re.compile(
+    r"\b(?:sa(?:y|ys|id|ying)|wr(?:ite|ites|ote)|writ\w+|report\w*|claim\w*|ask\w*|told|tell\w*|mention\w*|"
+    r"states?|stated|reads|quot\w+|note[sd]?|subject|complain\w*|message|words|ticket|comment\w*|"
+    r"schreib\w*|sagt\w*|meint\w*|dice|dijo|escrib\w+|dit|écrit|zegt|schrijft|scrive)\b[^.;]*$",
+    re.I,
+)
+_BACK = re.compile(
+    r"^(?:the |our |my )?(?:root cause|cause|diagnosis|why|explanation|what happened|analysis)\b", re.I
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Sentence:
+    """One folded sentence; `after_fix` once the answer has turned to what to do."""
+
+    text: str
+    after_fix: bool
+
+
+def blocks(answer: str) -> list[str]:
+    """Folded paragraphs, each list item by itself with the line that introduces its list in front of it."""
+    text = (
+        fold(_FENCE.sub("\n", answer)) if _FENCE.sub("", answer).strip() else fold(answer.replace("```", ""))
+    )
+    lines = text.splitlines()
+    own_words = [line for line in lines if not line.lstrip().startswith(">")]
+    if not any(line.strip() for line in own_words):
+        own_words = [line.lstrip("> \t") for line in lines]
+    return list(_joined(own_words))
+
+
+def _joined(lines: list[str]) -> Iterator[str]:
+    lead, listed, paragraph = "", False, ""
+    for raw in (*lines, ""):
+        stripped = _BOLD_LINE.sub("# ", raw.strip())
+        line = _MARKS.sub("", _HEADING.sub("\0", stripped)).strip()
+        bullet = bool(_BULLET.match(line))
+        heading = line.startswith("\0") or (line.endswith(":") and len(line.split()) <= 14)
+        line = _BULLET.sub("", line.lstrip("\0"))
+        wraps = bool(paragraph) and not bullet and not heading and bool(re.match(r"[^\W\dA-Z_]|\d", line))
+        if paragraph and wraps and paragraph[-1] not in ".!?:":
+            paragraph += " " + line
+            continue
+        if paragraph:
+            yield paragraph
+            paragraph = ""
+        if heading:
+            if lead and not listed:
+                yield lead
+            lead, listed = line.rstrip(": ") + ":", False
+        elif line:
+            paragraph = f"{lead} {line}" if lead and (bullet or not listed) else line
+            listed = bool(lead)
+            lead = lead if bullet else ""
+    if lead and not listed:
+        yield lead
+
+
+def sentences(answer: str) -> list[Sentence]:
+    """The answer's own sentences in order, quotations taken out."""
+    found: list[Sentence] = []
+    after_fix = False
+    for block in blocks(answer):
+        for part in _END.split(block):
+            text = _without_quotes(part).strip()
+            if PATTERNS["fix_heading"].match(text):
+                after_fix = True
+            elif _BACK.match(text):
+                after_fix = False
+            if text:
+                found.append(Sentence(text, after_fix))
+    return found
+
+
+def _without_quotes(sentence: str) -> str:
+    def keep(match: re.Match[str]) -> str:
+        spoken = _SPEECH.search(sentence[: match.start()]) is not None
+        own = len(match["said"].split()) < 4 or match["lead"]
+        return match["lead"] + (match["said"] if own and not spoken else "")
+
+    return _QUOTE.sub(keep, sentence)

@@ -1,0 +1,183 @@
+"""The plain rule against hand-computed cases, and that missing evidence never promotes."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fine_tune_runner.evaluation.gate import Comparison, compare, decide, passes
+from fine_tune_runner.types import EvalReport, ScoreCard, VersionKey
+
+
+def card(scores: dict[str, float], **changes: Any) -> ScoreCard:
+    mean = sum(scores.values()) / len(scores) if scores else None
+    whole = ScoreCard(
+        label="v",
+        model_id="m",
+        questions=len(scores),
+        answers=len(scores),
+        failed=0,
+        unresolved=(),
+        similarity=0.8,
+        similarity_floor=0.3,
+        own_reference_share=1.0,
+        recall=mean,
+        per_question=scores,
+        fingerprint="f",
+    )
+    return msgspec.structs.replace(whole, **changes)
+
+
+def right(count: int, of: int) -> dict[str, float]:
+    return {f"q{i}": float(i < count) for i in range(of)}
+
+
+def report(new: ScoreCard, previous: ScoreCard | None = None, **changes: Any) -> EvalReport:
+    whole = EvalReport(
+        client_id="hre",
+        key=VersionKey(version=3, track="A"),
+        dataset_sha256="d",
+        holdout_sha256="h",
+        fingerprint="f",
+        measure="recall",
+        new=new,
+        previous=previous,
+        previous_key=VersionKey(version=2, track="A") if previous else None,
+    )
+    return msgspec.structs.replace(whole, **changes)
+
+
+def test_one_lost_of_twenty_passes_although_floating_point_says_otherwise() -> None:
+    assert not 0.35 >= 0.40 - 0.05  # the trap
+    verdict = decide(report(card(right(7, 20)), card(right(8, 20))), 0.05)
+    assert verdict.decision == "promote"
+    assert verdict.delta == pytest.approx(-0.05)
+
+
+def test_two_lost_of_twenty_are_refused_with_their_names() -> None:
+    verdict = decide(report(card(right(6, 20)), card(right(8, 20))), 0.05)
+    assert verdict.decision == "refuse"
+    assert verdict.delta == pytest.approx(-0.10)
+    assert verdict.lost == ("q6", "q7")
+    assert verdict.gained == ()
+    assert (verdict.new, verdict.previous) == (pytest.approx(0.30), pytest.approx(0.40))
+
+
+def test_below_twenty_questions_one_lost_answer_is_too_many() -> None:
+    assert decide(report(card(right(7, 10)), card(right(8, 10))), 0.05).decision == "refuse"
+
+
+def test_gained_and_lost_are_named_side_by_side() -> None:
+    verdict = decide(report(card({"a": 1.0, "b": 0.0}), card({"a": 0.0, "b": 1.0})), 0.05)
+    assert verdict.decision == "promote"
+    assert (verdict.lost, verdict.gained) == (("b",), ("a",))
+
+
+def test_a_first_version_is_promoted() -> None:
+    verdict = decide(report(card(right(0, 10))), 0.05)
+    assert verdict.decision == "promote"
+    assert verdict.compared_with is None
+
+
+def test_a_version_in_service_that_could_not_be_asked_holds() -> None:
+    key = VersionKey(version=2, track="A")
+    verdict = decide(report(card(right(9, 10)), previous_key=key, not_comparable="v2 is switched off"), 0.05)
+    assert (verdict.decision, verdict.reason) == ("hold", "v2 is switched off")
+
+
+def test_a_missing_previous_score_holds_even_without_a_reason_given() -> None:
+    verdict = decide(report(card(right(9, 10)), previous_key=VersionKey(version=2, track="A")), 0.05)
+    assert verdict.decision == "hold"
+
+
+def test_every_question_weighs_the_same_however_many_answers_it_has() -> None:
+    compared = compare({"a": [1.0, 1.0, 0.0, 0.0], "b": [1.0]}, {"a": [1.0], "b": [0.0, 1.0]})
+    # a: 0.5 - 1 = -0.5; b: 1 - 0.5 = 0.5
+    assert isinstance(compared, Comparison)
+    assert compared.differences == {"a": -0.5, "b": 0.5}
+    assert compared.delta == 0.0
+    assert (compared.new, compared.previous) == (0.75, 0.75)
+
+
+def test_similarity_is_compared_where_it_is_the_measure() -> None:
+    new = card({"a": 0.70, "b": 0.80}, recall=None, similarity=0.75)
+    previous = card({"a": 0.90, "b": 0.80}, recall=None, similarity=0.85)
+    verdict = decide(report(new, previous, measure="similarity"), 0.05)
+    assert (verdict.decision, verdict.delta) == ("refuse", pytest.approx(-0.10))
+
+
+SCORES = st.dictionaries(
+    st.sampled_from([f"q{i}" for i in range(12)]), st.sampled_from([0.0, 0.5, 1.0]), min_size=1
+)
+NO_SCORE = st.sampled_from([math.nan, math.inf, -math.inf, 7.0, -3.0])
+
+
+@given(SCORES, st.data())
+def test_a_score_that_is_no_number_never_promotes(scores: dict[str, float], data: st.DataObject) -> None:
+    broken = scores | {data.draw(st.sampled_from(sorted(scores))): data.draw(NO_SCORE)}
+    good, bad = card(scores), card(scores, per_question=broken)
+    for new, previous in ((bad, good), (good, bad), (bad, bad), (bad, None)):
+        assert decide(report(new, previous), 0.05).decision == "hold"
+
+
+@given(SCORES, st.data())
+def test_a_pooled_score_that_is_no_number_never_promotes(
+    scores: dict[str, float], data: st.DataObject
+) -> None:
+    good, bad = card(scores), card(scores, recall=data.draw(NO_SCORE | st.none()))
+    for new, previous in ((bad, good), (good, bad), (bad, None)):
+        assert decide(report(new, previous), 0.05).decision == "hold"
+
+
+@given(SCORES, st.data())
+def test_a_question_without_an_answer_never_promotes(scores: dict[str, float], data: st.DataObject) -> None:
+    missing = data.draw(st.sampled_from(sorted(scores)))
+    fewer = {q: s for q, s in scores.items() if q != missing}
+    good, bad = card(scores), card(scores, per_question=fewer, failed=1)
+    for new, previous in ((bad, good), (good, bad), (bad, bad), (bad, None)):
+        assert decide(report(new, previous), 0.05).decision == "hold"
+
+
+@given(SCORES, SCORES)
+def test_other_questions_never_promote(new: dict[str, float], previous: dict[str, float]) -> None:
+    renamed = {f"other-{q}": s for q, s in previous.items()}
+    assert decide(report(card(new), card(renamed)), 0.05).decision == "hold"
+
+
+@given(SCORES)
+def test_another_fingerprint_never_promotes(scores: dict[str, float]) -> None:
+    good, bad = card(scores), card(scores, fingerprint="g")
+    for new, previous in ((bad, good), (good, bad), (bad, bad), (good, card(scores, fingerprint=""))):
+        assert decide(report(new, previous), 0.05).decision == "hold"
+
+
+@given(SCORES)
+def test_an_empty_set_never_promotes(scores: dict[str, float]) -> None:
+    good, bad = card(scores), card({})
+    for new, previous in ((bad, good), (good, bad), (bad, bad), (bad, None)):
+        assert decide(report(new, previous), 0.05).decision == "hold"
+
+
+@pytest.mark.parametrize("tolerance", [math.nan, math.inf, -0.1])
+def test_a_tolerance_that_is_no_fraction_never_promotes(tolerance: float) -> None:
+    scores = right(5, 10)
+    assert decide(report(card(scores), card(scores)), tolerance).decision == "hold"
+
+
+@given(SCORES, st.data(), st.floats(0, 1))
+def test_sound_evidence_is_decided_by_the_rule(
+    previous: dict[str, float], data: st.DataObject, tolerance: float
+) -> None:
+    new = {q: data.draw(st.sampled_from([0.0, 0.5, 1.0])) for q in previous}
+    delta = (sum(new.values()) - sum(previous.values())) / len(new)
+    verdict = decide(report(card(new), card(previous)), tolerance)
+    assert verdict.decision == ("promote" if passes(delta, tolerance) else "refuse")
+
+
+def test_the_rule_fails_for_nan() -> None:
+    assert not passes(math.nan, 0.05)

@@ -1,0 +1,179 @@
+"""Which cause an answer committed to. `worked_answers.jsonl` are the answers the rules were written with;
+`hard_answers.jsonl` were written before they were first run, and no rule was changed for one of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fine_tune_runner.dataset.taxonomy import Taxonomy, load_taxonomy
+from fine_tune_runner.evaluation.holdout import Question
+from fine_tune_runner.evaluation.nearest import CauseIndex
+from fine_tune_runner.evaluation.recall import ECHO, Nearest, committed, committed_sentences, recalled
+from fine_tune_runner.evaluation.similarity import MiniLM, Remembered
+from fine_tune_runner.types import Message
+
+UPDATE = "consent_update_missing"
+DEFAULT = "consent_default_missing_or_late"
+
+
+def question(label: str | None, **labels: Any) -> Question:
+    asked = (Message(role="user", content="Conversions fell after the banner launch. Why?"),)
+    return Question(id="q1", messages=asked, reference="", label=label, **labels)
+
+
+def table(name: str) -> list[dict[str, Any]]:
+    lines = (Path(__file__).parent / name).read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def judge(row: dict[str, Any], taxonomy: Taxonomy, nearest: Nearest | None) -> bool:
+    asked = question(row["label"])
+    return recalled(committed(row["answer"], asked, taxonomy, nearest), asked)
+
+
+@pytest.fixture(scope="module")
+def taxonomy() -> Taxonomy:
+    return load_taxonomy(None)
+
+
+@pytest.fixture(scope="module")
+def nearest(taxonomy: Taxonomy, models_dir: Path) -> CauseIndex:
+    files = (models_dir / "minilm" / "model.onnx", models_dir / "minilm" / "tokenizer.json")
+    return CauseIndex(taxonomy, Remembered(MiniLM(*files, threads=1)))
+
+
+@pytest.mark.parametrize("row", table("worked_answers.jsonl"), ids=lambda row: row["answer"][:40])
+def test_the_answers_the_rules_were_written_with_are_read_as_meant(
+    row: dict[str, Any], taxonomy: Taxonomy
+) -> None:
+    assert judge(row, taxonomy, None) is row["right"]
+
+
+def test_no_wrong_hard_answer_is_accepted(taxonomy: Taxonomy, nearest: CauseIndex) -> None:
+    wrong = [row for row in table("hard_answers.jsonl") if not row["right"]]
+    assert len(wrong) >= 60
+    assert [row["answer"] for row in wrong if judge(row, taxonomy, nearest)] == []
+
+
+def test_nine_in_ten_right_hard_answers_are_recognised(taxonomy: Taxonomy, nearest: CauseIndex) -> None:
+    right = [row for row in table("hard_answers.jsonl") if row["right"]]
+    assert len(right) >= 60
+    assert sum(judge(row, taxonomy, nearest) for row in right) >= 0.9 * len(right)
+
+
+def test_an_own_line_decides_alone(taxonomy: Taxonomy) -> None:
+    answer = f"Root cause: {UPDATE}\nThe root cause is {DEFAULT}."
+    found = committed(answer, question(UPDATE), taxonomy, None)
+    assert (found.cause, found.method) == (UPDATE, "line")
+
+
+def test_a_line_that_names_nothing_known_is_unresolved_whatever_follows(taxonomy: Taxonomy) -> None:
+    answer = f"Root cause: gremlins\nThe root cause is {UPDATE}."
+    found = committed(answer, question(UPDATE), taxonomy, lambda text, asked: {UPDATE: 1.0})
+    assert (found.cause, found.method) == (None, "unresolved")
+
+
+def test_two_causes_in_one_line_are_wrong(taxonomy: Taxonomy) -> None:
+    found = committed(f"Root cause: {UPDATE} or {DEFAULT}", question(UPDATE), taxonomy, None)
+    assert (found.cause, found.method) == (None, "line")
+
+
+def test_several_committed_causes_are_read_and_wrong(taxonomy: Taxonomy) -> None:
+    answer = f"The root cause is {UPDATE}. The cause is also {DEFAULT}."
+    found = committed(answer, question(UPDATE), taxonomy, None)
+    assert (found.cause, found.method) == (None, "committed")
+    assert UPDATE in found.evidence
+    assert DEFAULT in found.evidence
+
+
+def test_an_accepted_cause_counts_as_right(taxonomy: Taxonomy) -> None:
+    asked = question(UPDATE, accept=("first_pageview_before_consent",))
+    found = committed("The cause is first_pageview_before_consent.", asked, taxonomy, None)
+    assert recalled(found, asked)
+
+
+def test_a_rejected_cause_never_counts_even_where_it_is_accepted(taxonomy: Taxonomy) -> None:
+    asked = question(UPDATE, accept=(DEFAULT,), reject=(DEFAULT,))
+    assert not recalled(committed(f"Root cause: {DEFAULT}", asked, taxonomy, None), asked)
+
+
+def test_an_alias_of_the_question_names_its_cause(taxonomy: Taxonomy) -> None:
+    asked = question(UPDATE, aliases=("accept button does nothing",))
+    found = committed("The root cause is that the accept button does nothing.", asked, taxonomy, None)
+    assert recalled(found, asked)
+
+
+def test_a_rejected_wording_beside_the_right_cause_is_wrong(taxonomy: Taxonomy) -> None:
+    asked = question(UPDATE, denials=("cookie lifetime too short",))
+    answer = f"The root cause is {UPDATE} and cookie lifetime too short."
+    assert not recalled(committed(answer, asked, taxonomy, None), asked)
+
+
+def test_a_label_that_the_taxonomy_lacks_is_read_all_the_same() -> None:
+    asked = question("printer_on_fire")
+    assert recalled(committed("Root cause: printer on fire", asked, Taxonomy({}), None), asked)
+
+
+def test_what_comes_after_the_fix_is_not_read(taxonomy: Taxonomy) -> None:
+    answer = f"The root cause is {UPDATE}.\nFix: call update.\nThe root cause of other trouble is {DEFAULT}."
+    assert committed(answer, question(UPDATE), taxonomy, None).cause == UPDATE
+
+
+def fixed(cosines: Mapping[str, float]) -> Nearest:
+    return lambda text, asked: cosines
+
+
+VAGUE = "The root cause is how the banner talks to the tags."
+
+
+def test_the_nearest_cause_is_taken_and_marked_where_it_leads_by_the_margin(taxonomy: Taxonomy) -> None:
+    nearest = fixed({UPDATE: 0.60, DEFAULT: 0.54, ECHO: 0.10})
+    found = committed(VAGUE, question(UPDATE), taxonomy, nearest)
+    assert (found.cause, found.method) == (UPDATE, "nearest")
+
+
+@pytest.mark.parametrize(
+    "cosines",
+    [
+        {UPDATE: 0.60, DEFAULT: 0.56},  # leads by less than .05
+        {UPDATE: 0.60, DEFAULT: 0.40, ECHO: 0.70},  # says the question again
+        {},
+    ],
+)
+def test_a_nearest_cause_that_is_not_clear_is_left_unresolved(
+    cosines: dict[str, float], taxonomy: Taxonomy
+) -> None:
+    assert committed(VAGUE, question(UPDATE), taxonomy, fixed(cosines)).method == "unresolved"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        f"The root cause is not {UPDATE}. The root cause is how the banner talks to the tags.",
+        "The root cause is not how the banner talks to the tags.",
+        "The banner might talk to the tags.",
+        "Have a look at the banner.",
+    ],
+)
+def test_nearest_is_not_asked_for_what_is_denied_hedged_or_not_committed(
+    answer: str, taxonomy: Taxonomy
+) -> None:
+    found = committed(answer, question(UPDATE), taxonomy, fixed({UPDATE: 0.9, DEFAULT: 0.1}))
+    assert found.cause is None
+
+
+def test_committed_sentences_leave_out_the_denied_the_hedged_and_the_fix() -> None:
+    answer = "It is not A. It might be B. The root cause is C.\nFix: do D because of E."
+    assert committed_sentences(answer) == ["The root cause is C."]
+
+
+@pytest.mark.parametrize(
+    "answer", ["", " \n", "```", ">", "**", "Root cause:", "\x00", "." * 5000, "not " * 3000]
+)
+def test_degenerate_answers_are_unresolved(answer: str, taxonomy: Taxonomy) -> None:
+    assert committed(answer, question(UPDATE), taxonomy, None).cause is None

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from fine_tune_runner.evaluation.gate import decide
+from fine_tune_runner.evaluation.report import headline, markdown, write_report
+from fine_tune_runner.types import EvalReport, ScoreCard, Verdict, VersionKey
+
+
+def card(scores: dict[str, float], **changes: Any) -> ScoreCard:
+    whole = ScoreCard(
+        label="v",
+        model_id="hre-client:v3",
+        questions=len(scores),
+        answers=len(scores),
+        failed=0,
+        unresolved=("q2",),
+        similarity=0.87,
+        similarity_floor=0.31,
+        own_reference_share=0.9,
+        recall=sum(scores.values()) / len(scores),
+        per_question=scores,
+        methods={"line": 2},
+    )
+    return msgspec.structs.replace(whole, **changes)
+
+
+def report(new: ScoreCard, previous: ScoreCard | None, **changes: Any) -> EvalReport:
+    whole = EvalReport(
+        client_id="hre",
+        key=VersionKey(version=3, track="B"),
+        dataset_sha256="d" * 8,
+        holdout_sha256="h" * 8,
+        fingerprint="",
+        measure="recall",
+        new=new,
+        previous=previous,
+        previous_key=VersionKey(version=2, track="B") if previous else None,
+    )
+    return msgspec.structs.replace(whole, **changes)
+
+
+BETTER = card({"q1": 1.0, "q2": 0.0, "q3": 1.0, "q4": 1.0})
+WORSE = card({"q1": 0.0, "q2": 1.0, "q3": 0.0, "q4": 0.0})
+
+
+def said(whole: EvalReport) -> str:
+    return headline(whole, decide(whole, 0.05))
+
+
+def test_an_improvement_is_said_with_both_scores() -> None:
+    assert said(report(BETTER, WORSE)) == (
+        "hre v3 may replace v2: it names the right cause in 75% of the answers, v2 scores 25% on the same "
+        "4 questions (+50 points)."
+    )
+
+
+def test_a_refusal_says_who_stays() -> None:
+    text = said(report(WORSE, BETTER))
+    assert text.startswith("hre v3 is refused and v2 stays in service")
+    assert text.endswith("(−50 points, −5 allowed).")
+
+
+def test_a_first_version_is_shown_beside_the_base() -> None:
+    text = said(report(BETTER, None, base=WORSE))
+    assert "as the first version" in text
+    assert "base model scores 25%" in text
+
+
+def test_a_hold_gives_its_reason() -> None:
+    key = VersionKey(version=2, track="B")
+    text = said(report(BETTER, None, previous_key=key, not_comparable="v2 cannot be called"))
+    assert text == "hre v3 was held back, and v2 stays in service: v2 cannot be called."
+
+
+def test_the_markdown_names_lost_and_gained_questions_methods_and_hashes() -> None:
+    whole = report(BETTER, WORSE, left_out=("q9",))
+    text = markdown(whole, decide(whole, 0.05))
+    for part in ("- Lost: 1: q2", "- Gained: 3: q1, q3, q4", "line 2", "hhhhhhhh", "q9", "0.87", "0.31"):
+        assert part in text
+
+
+def test_the_files_hold_report_and_verdict(tmp_path: Path) -> None:
+    whole = report(BETTER, WORSE)
+    verdict = decide(whole, 0.05)
+    json_path, markdown_path = write_report(tmp_path, whole, verdict)
+    data = msgspec.json.decode(json_path.read_bytes())
+    assert msgspec.convert(data["report"], EvalReport) == whole
+    assert msgspec.convert(data["verdict"], Verdict) == verdict
+    assert markdown_path.read_text(encoding="utf-8") == markdown(whole, verdict)
