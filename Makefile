@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check learn fetch clean
+.PHONY: demo test check docs learn fetch clean
 
 demo: fetch
 	$(BIN)/fine-tune demo
@@ -16,6 +16,9 @@ check: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_shape.py
+
+docs: $(VENV)/installed
+	$(BIN)/python tests/test_shape.py
 
 learn: fetch
 	$(BIN)/python benchmarks/learn.py

@@ -485,7 +485,9 @@ class TrackPort(Protocol):
         """The base model's own."""
         ...
 
-    def estimate(self, dataset: Dataset, tokens: TokenStats) -> Estimate: ...
+    def estimate(self, dataset: Dataset, tokens: TokenStats) -> Estimate:
+        """Epochs, steps, price and time of a run on this track."""
+        ...
 
     def steps(self) -> Sequence[Step]:
         """The steps from a checked data set to a `Model`, which the last one gives."""
