@@ -116,11 +116,12 @@ class _HeadLoss(torch.autograd.Function):
         for start in range(0, hidden_ME.shape[0], HEAD_ROWS):
             part = slice(start, start + HEAD_ROWS)
             logits, target = (hidden_ME[part] @ head_VE.T).float(), targets_M[part, None]
-            norm = logits.logsumexp(1, keepdim=True)
-            total += (norm - logits.gather(1, target)).sum()
-            chance = logits.sub_(norm).exp_()
-            chance.scatter_add_(1, target, torch.full_like(norm, -1.0))
-            grads[part] = chance.to(hidden_ME.dtype) @ head_VE
+            logits.sub_(logits.amax(1, keepdim=True))
+            total -= logits.gather(1, target).sum()
+            norm = logits.exp_().sum(1, keepdim=True)
+            total += norm.log().sum()
+            mean = (logits.to(hidden_ME.dtype) @ head_VE).float() / norm  # of the head's rows, by chance
+            grads[part] = mean - head_VE[target[:, 0]]
         ctx.save_for_backward(grads)
         return total
 
