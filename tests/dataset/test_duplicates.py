@@ -6,7 +6,7 @@ import random
 from string import ascii_lowercase
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fine_tune_runner.dataset.duplicates import (
@@ -54,11 +54,13 @@ def test_jaccard_by_hand() -> None:
     assert grams("") == {""}
 
 
+@settings(deadline=None)
 @given(TEXTS)
 def test_all_pairs_are_those_of_the_reference(texts: list[str]) -> None:
     assert near_pairs(lambda: enumerate(texts), len(texts)) == reference(texts)
 
 
+@settings(deadline=None)
 @given(TEXTS, st.text("ab ", max_size=14))
 def test_the_index_finds_what_the_reference_finds(texts: list[str], asked: str) -> None:
     index = QuestionIndex(texts)

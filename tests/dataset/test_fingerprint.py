@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fine_tune_runner.dataset.fingerprint import Fingerprint
@@ -33,6 +33,7 @@ def digest(lines: list[str], *, holdout: bool = False) -> str:
     return fingerprint.hexdigest()
 
 
+@settings(deadline=None)
 @given(ROWS, st.booleans(), st.integers(0, 3))
 def test_writing_it_differently_changes_nothing(
     rows: list[tuple[str, str]], ascii: bool, spaces: int
@@ -49,6 +50,7 @@ def test_writing_it_differently_changes_nothing(
     assert digest(plain) == digest(turned)
 
 
+@settings(deadline=None)
 @given(ROWS, st.data())
 def test_any_other_content_changes_it(rows: list[tuple[str, str]], data: st.DataObject) -> None:
     n = data.draw(st.integers(0, len(rows) - 1))

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from fine_tune_runner.dataset import secrets
-from fine_tune_runner.dataset.duplicates import QuestionIndex, chunks, fold, key, masked
+from fine_tune_runner.dataset.duplicates import QuestionIndex, fold, key, masked
 from fine_tune_runner.dataset.fingerprint import Fingerprint
 from fine_tune_runner.dataset.read import scan
 from fine_tune_runner.dataset.taxonomy import Cause, Taxonomy, cause_line, normalise
 from fine_tune_runner.types import Example, Finding, Level, Message, Tokenizer
 
 ROWS_AT_ONCE = 512  # to the tokenizer: it counts a shared system prompt once for each batch
+CHARS_AT_ONCE = 4 * 2**20
 HITS_KEPT = 100  # a kind; beyond it only their number
 NO_PROMPT = 0  # stands for the key of a system prompt that is not there
 
@@ -109,7 +110,7 @@ def read_columns(
     """Read a file once; `against` is the index of the holdout whose questions training rows must not hold."""
     columns = Columns(path=str(path), holdout=holdout)
     fingerprint = Fingerprint(holdout=holdout)
-    for chunk in chunks(_good(path, columns), ROWS_AT_ONCE):
+    for chunk in _batches(_good(path, columns)):
         for example in chunk:
             fingerprint.add(example)
             _add(columns, example, taxonomy, against)
@@ -128,6 +129,19 @@ def _good(path: Path, columns: Columns) -> Iterator[Example]:
             columns.faults.append(item)
         else:
             yield item
+
+
+def _batches(rows: Iterable[Example]) -> Iterator[list[Example]]:
+    batch: list[Example] = []
+    chars = 0
+    for example in rows:
+        batch.append(example)
+        chars += sum(len(message.content) for message in example.messages)
+        if len(batch) == ROWS_AT_ONCE or chars > CHARS_AT_ONCE:
+            yield batch
+            batch, chars = [], 0
+    if batch:
+        yield batch
 
 
 def _add(columns: Columns, example: Example, taxonomy: Taxonomy, against: QuestionIndex | None) -> None:
