@@ -90,11 +90,13 @@ def measure(folder: Path, base: Path | None, minilm: Path | None) -> None:
     started = time.perf_counter()
     findings = check(client, 1, tokenizer=tokenizer, embedder=embedder, taxonomy=load_taxonomy(None))
     seconds = time.perf_counter() - started
+    used = resource.getrusage(resource.RUSAGE_SELF)
     unit = 2**20 if sys.platform == "darwin" else 2**10
-    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    peak_mb = used.ru_maxrss / unit
     print(dict(Counter(f"{item.level} {item.check}" for item in findings.items)))
     print(f"tokenizer {tokenizer.name}, embedder {embedder.fingerprint if embedder else 'none'}")
     print(f"{seconds:.0f} s ({seconds / LIMIT_S:.2f} of the limit of {LIMIT_S} s)")
+    print(f"{used.ru_utime + used.ru_stime:.0f} CPU-seconds, which a busy machine does not change")
     print(f"{peak_mb:.0f} MB ({peak_mb / LIMIT_MB:.2f} of the limit of {LIMIT_MB} MB)")
 
 

@@ -45,12 +45,18 @@ _PARAMETER = (
     r"(?:access_token|refresh_token|api_secret|client_secret|app_secret|api_?key|auth_?token|token|secret"
     r"|password|passwd|pwd|sig|signature)"
 )
-_CLICK = r"(?:gclid|gbraid|wbraid|dclid|fbclid|msclkid|ttclid|twclid|li_fat_id|_?fbc|_?fbp|_gcl_aw)"
+_CLICK = r"(?:gclid|gbraid|wbraid|dclid|fbclid|msclkid|ttclid|twclid|li_fat_id|_?fbc|_?fbp|_gcl_aw)[\"']?[=:] ?[\"']?"
+
+
+def _token(characters: str, least: int) -> str:
+    """Pattern of a random value: `least` characters with a digit among them, or 24 without one."""
+    return rf"(?:(?=[{characters}]*\d)[{characters}]{{{least},}}|[{characters}]{{24,}})"
+
 
 # The names are keys of config.json's `allow_secrets`: renaming one breaks clients.
 KINDS: tuple[Kind, ...] = (
     Kind("meta_token", "secret", "EAA", re.compile(r"(?<![A-Za-z0-9+/=_-])EAA[A-Za-z0-9]{16,}")),
-    Kind("openai_key", "secret", "sk-", re.compile(r"(?<![A-Za-z0-9])sk-(?=[\w-]*\d)[A-Za-z0-9_-]{16,}")),
+    Kind("openai_key", "secret", "sk-", re.compile(rf"(?<![A-Za-z0-9])sk-{_token('A-Za-z0-9_-', 16)}")),
     Kind("stripe_key", "secret", "k_", re.compile(r"(?<![A-Za-z0-9])[rs]k_(?:live|test)_[A-Za-z0-9]{16,}")),
     Kind("google_key", "secret", "AIza", re.compile(r"(?<![A-Za-z0-9_-])AIza[A-Za-z0-9_-]{30,}")),
     Kind("google_oauth", "secret", "", re.compile(r"(?<![\w-])(?:ya29\.|GOCSPX-|1//0)[A-Za-z0-9_-]{20,}")),
@@ -66,9 +72,7 @@ KINDS: tuple[Kind, ...] = (
         ),
     ),
     Kind("jwt", "secret", "eyJ", re.compile(r"(?<![\w-])eyJ[\w-]{8,}\.eyJ[\w-]{8,}(?:\.[\w-]*)?")),
-    Kind(
-        "bearer", "secret", "", re.compile(r"(?i)(?<!\w)bearer[ :]+(?=[^\s\"']*\d)[A-Za-z0-9._~+/-]{16,}=*")
-    ),
+    Kind("bearer", "secret", "", re.compile(rf"(?i)(?<!\w)bearer[ :]+{_token('A-Za-z0-9._~+/-', 16)}=*")),
     Kind(
         "url_credentials",
         "secret",
@@ -76,7 +80,7 @@ KINDS: tuple[Kind, ...] = (
         re.compile(
             r"(?<!\w)[A-Za-z][A-Za-z0-9+.-]{1,20}://"
             r"(?:[^\s/:@?#\"'<>]{1,200}:[^\s/@\"'<>]{1,200}@"
-            rf"|[^\s\"'<>]{{1,2000}}?[?&#]{_PARAMETER}=(?=[^\s&\"'<>]*\d)[^\s&#\"'<>]{{8,}})"
+            rf"|[^\s\"'<>]{{1,2000}}?[?&#]{_PARAMETER}={_token('A-Za-z0-9._~%|+/:-', 8)})"
         ),
     ),
     Kind(
@@ -110,7 +114,12 @@ KINDS: tuple[Kind, ...] = (
         re.compile(r"(?<!\w)[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?(?!\w)"),
         _iban,
     ),
-    Kind("click_id", "personal", "=", re.compile(rf"(?<![A-Za-z]){_CLICK}=(?=[\w.-]*\d)[\w.-]{{8,}}")),
+    Kind(
+        "click_id",
+        "personal",
+        "",
+        re.compile(rf"(?<![A-Za-z]){_CLICK}(?=[\w.-]*\d)[\w.-]{{8,}}"),
+    ),
     Kind("click_id", "personal", "", re.compile(r"(?<![\w-])(?:Cj[0w]KCQ|EAIaIQobChMI)[\w-]{16,}")),
     Kind("click_id", "personal", "fb.", re.compile(r"(?<!\w)fb\.[0-2]\.\d{10,13}\.[\w-]{6,}")),
 )
