@@ -45,7 +45,10 @@ _PARAMETER = (
     r"(?:access_token|refresh_token|api_secret|client_secret|app_secret|api_?key|auth_?token|token|secret"
     r"|password|passwd|pwd|sig|signature)"
 )
-_CLICK = r"(?:gclid|gbraid|wbraid|dclid|fbclid|msclkid|ttclid|twclid|li_fat_id|_?fbc|_?fbp|_gcl_aw)[\"']?[=:] ?[\"']?"
+_CLICK = (
+    r"(?:gclid|gbraid|wbraid|dclid|fbclid|msclkid|ttclid|twclid|li_fat_id|_?fbc|_?fbp|_gcl_aw)"
+    r"[\"']?[=:] ?[\"']?"
+)
 
 
 def _token(characters: str, least: int) -> str:
