@@ -1,46 +1,220 @@
-"""Track A as the runner sees it."""
+"""Track A as the runner sees it: one hosted provider for one client.
+
+A sensitive client never gets as far as a socket here: every connection is opened in one place, which refuses.
+The SDK is imported where it is used.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
-from fine_tune_runner.errors import ProviderError
+from fine_tune_runner.errors import PolicyError, ServingError
+from fine_tune_runner.hosted import cost, shutdown
+from fine_tune_runner.hosted.answers import HostedAnswerer
+from fine_tune_runner.hosted.flow import Eligible, Flow, HostedJob, Pace, Trained, Upload
+from fine_tune_runner.hosted.providers import PROVIDERS, Price, base_model, is_own_host, provider_named
 from fine_tune_runner.settings import Client, Settings
-from fine_tune_runner.types import Answerer, Dataset, Estimate, Model, Step, Tokenizer, TokenStats
+from fine_tune_runner.types import (
+    Answerer,
+    Clock,
+    Dataset,
+    Decoding,
+    Estimate,
+    Message,
+    Model,
+    Run,
+    Step,
+    Tokenizer,
+    TokenStats,
+)
+from fine_tune_runner.workflow.ledger import Ledger
 
-NOT_YET = "this version trains on Track B only; use --track b"
+if TYPE_CHECKING:
+    import httpx2
+
+    from fine_tune_runner.hosted.wire import Wire
 
 
 class Hosted:
-    """Says that hosted training is not available, so that nobody is switched to another track silently."""
+    """Trains and asks one client's versions at its provider.
 
-    title = "Track A (OpenAI)"
+    `clock`, `sleep` and `transport` are seams; `crash_point` is the ledger's.
+    """
 
-    def __init__(self, settings: Settings, client: Client) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        client: Client,
+        *,
+        pace: Pace | None = None,
+        clock: Clock = lambda: datetime.now(UTC),
+        sleep: Callable[[float], None] = time.sleep,
+        transport: httpx2.BaseTransport | None = None,
+        crash_point: Callable[[str], None] = lambda _point: None,
+    ) -> None:
         self._settings = settings
         self._client = client
+        self._pace = pace or Pace()
+        self._clock = clock
+        self._sleep = sleep
+        self._transport = transport
+        self.provider = provider_named(client.config.provider)
+        self.url = settings.openai_base_url or self.provider.base_url or ""
+        self.title = f"Track A ({self.provider.title})"
+        self._base = base_model(self.provider, client.config.base_model) or ""
+        self.ledger = Ledger(
+            settings.data_dir,
+            clock,
+            sleep=sleep,
+            settle_s=self._pace.request_s + self._pace.grace_s,
+            grace_s=self._pace.grace_s,
+            crash_point=crash_point,
+        )
 
     def unavailable(self) -> str | None:
-        """Always the same reason."""
-        return NOT_YET
+        """Why no new job can be started, by what is known without asking the provider."""
+        if refusal := self._sensitive():
+            return refusal
+        if self._settings.openai_api_key is None:
+            return "OPENAI_API_KEY is not set; set it in the environment or in .env, or use --track b"
+        if not self.url:
+            return f"the address of {self.provider.title} is not known; set OPENAI_BASE_URL"
+        if not self._base:
+            return f'no base model is named for {self.provider.title}; set "base_model" in config.json'
+        own = is_own_host(self.provider, self.url)
+        if own and self.provider.trains and self._base not in self.provider.trains:
+            names = ", ".join(self.provider.trains)
+            return (
+                f"{self.provider.title} does not train {self._base}; set base_model in config.json: {names}"
+            )
+        today = self._clock().date()
+        if closed := shutdown.closed(self.provider, self.url, today):
+            return closed
+        try:
+            shutdown.check_alive(self._base, shutdown.life(self.provider, self.url, self._base, today))
+        except PolicyError as error:
+            return str(error)
+        return None
 
     def tokenizer(self) -> Tokenizer:
-        """None here: raises ProviderError."""
-        raise ProviderError(NOT_YET)
+        """o200k_base, an approximation for models of other families."""
+        return cost.ChatTokens(exact=self._base.startswith(("gpt-4o", "gpt-4.1")))
 
     def estimate(self, dataset: Dataset, tokens: TokenStats) -> Estimate:
-        """None here: raises ProviderError."""
-        raise ProviderError(NOT_YET)
+        """Tokens, epochs by the auto rule, price; with none on record the dearest known, and it says so."""
+        training = self._client.config.training
+        epochs = training.epochs or cost.auto_epochs(dataset.examples)
+        price, source = self._price()
+        return Estimate(
+            dataset_sha256=dataset.sha256,
+            tokens_per_epoch=tokens.total,
+            epochs=epochs,
+            steps=cost.optimizer_steps(dataset.examples, epochs, training.batch_size),
+            cost_usd=cost.training_usd(price, tokens.total * epochs),
+            price_source=source,
+        )
 
     def steps(self) -> Sequence[Step]:
-        """None here: raises ProviderError."""
-        raise ProviderError(NOT_YET)
+        """Data set → eligible → uploaded → paid job → trained → a model that answers."""
+        flow = self._flow()
+        return (
+            Step(name="eligible", gives=Eligible, do=flow.eligible),
+            Step(name="upload", gives=Upload, do=flow.upload),
+            Step(name="create", gives=HostedJob, do=flow.create),
+            Step(name="poll", gives=Trained, do=flow.poll),
+            Step(name="ready", gives=Model, do=flow.ready),
+        )
 
     def base(self) -> Model:
-        """None here: raises ProviderError."""
-        raise ProviderError(NOT_YET)
+        """The bare base model at the same provider."""
+        return Model(
+            model_id=self._base,
+            track="A",
+            provider=self.provider.name,
+            base_model=self._base,
+            dataset_sha256="",
+            endpoint=self.url,
+        )
 
-    def serve(self, models: Sequence[Model]) -> AbstractContextManager[Answerer]:
-        """None here: raises ProviderError."""
-        raise ProviderError(NOT_YET)
+    @contextlib.contextmanager
+    def serve(self, models: Sequence[Model]) -> Iterator[Answerer]:
+        """Ask over chat completions; ServingError where one of the models does not answer any more."""
+        if refusal := self._sensitive():
+            raise ServingError(refusal)
+        for model in models:
+            # The key belongs to the configured address; it is not sent to where another key trained once.
+            if model.endpoint not in (None, self.url):
+                raise ServingError(
+                    f"{model.model_id} is at {model.endpoint}, but this key is for {self.url}; "
+                    "set OPENAI_BASE_URL"
+                )
+        with self.connect() as wire:
+            for model in models:
+                self._try(wire, model.model_id)
+            yield HostedAnswerer(wire)
+
+    def cancel(self, run: Run) -> tuple[str, ...]:
+        """Stop the run's job at the provider, delete its files, let nothing more begin; ids of the jobs."""
+        return self._flow().cancel(run.run_id)
+
+    def connect(self) -> Wire:
+        """A wire to the provider; PolicyError without a key, and always for a sensitive client."""
+        from fine_tune_runner.hosted.wire import Wire
+
+        if refusal := self._sensitive():
+            raise PolicyError(refusal)
+        key = self._settings.openai_api_key
+        if key is None or not self.url:
+            raise PolicyError(self.unavailable() or "no key and no address; set OPENAI_API_KEY")
+        return Wire(
+            self.provider,
+            self.url,
+            key,
+            transport=self._transport,
+            timeout_s=self._pace.request_s,
+            sleep=self._sleep,
+        )
+
+    def _flow(self) -> Flow:
+        return Flow(
+            self._client,
+            self.provider,
+            self.url,
+            self._base,
+            connect=self.connect,
+            ledger=self.ledger,
+            clock=self._clock,
+            sleep=self._sleep,
+            pace=self._pace,
+        )
+
+    def _sensitive(self) -> str | None:
+        if not self._client.config.is_sensitive:
+            return None
+        return (
+            f"{self._client.id} is sensitive: its data may not leave the private network, nothing was sent; "
+            'use --track b, or set "sensitive": false in config.json'
+        )
+
+    def _price(self) -> tuple[Price, str]:
+        price = self.provider.prices.get(self._base)
+        if price is not None:
+            return price, f"{self.provider.title}'s price of {self.provider.prices_read}"
+        known = (price for provider in PROVIDERS.values() for price in provider.prices.values())
+        dearest = max(known, key=lambda p: p.training)
+        return dearest, (
+            f"no price of {self._base} at {self.provider.title} is on record; reckoned with the dearest, "
+            f"${dearest.training:g} per million tokens"
+        )
+
+    def _try(self, wire: Wire, model_id: str) -> None:
+        from fine_tune_runner.hosted.wire import Rejected
+
+        try:
+            wire.chat(model_id, (Message(role="user", content="ping"),), Decoding(max_tokens=1))
+        except Rejected as error:
+            raise ServingError(f"{model_id} cannot be asked any more: {error}") from None

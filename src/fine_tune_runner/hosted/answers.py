@@ -1,0 +1,56 @@
+"""Asking hosted models: a few questions at a time, each of them waiting out what is passing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import TYPE_CHECKING
+
+from fine_tune_runner.errors import RunnerError
+from fine_tune_runner.types import Decoding, Prompt, Reply
+
+if TYPE_CHECKING:
+    from fine_tune_runner.hosted.wire import Wire
+
+CONCURRENCY = 4
+
+
+class HostedAnswerer:
+    """Answers over chat completions; at most `concurrency` calls are under way at any time.
+
+    `price_tokens` is told (prompt tokens, answer tokens) of every answer, for what a month will cost.
+    """
+
+    def __init__(
+        self,
+        wire: Wire,
+        concurrency: int = CONCURRENCY,
+        count: Callable[[int, int], None] = lambda _prompt, _answer: None,
+    ) -> None:
+        self._wire = wire
+        self._concurrency = concurrency
+        self._count = count
+
+    def replies(self, model_id: str, prompts: Iterable[Prompt], decoding: Decoding) -> Iterator[Reply]:
+        """One reply a prompt, in the order in which they come back."""
+        pool = ThreadPoolExecutor(self._concurrency, thread_name_prefix="hosted")
+        try:
+            calls = [pool.submit(self._reply, model_id, prompt, decoding) for prompt in prompts]
+            for call in as_completed(calls):
+                yield call.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _reply(self, model_id: str, prompt: Prompt, decoding: Decoding) -> Reply:
+        try:
+            said = self._wire.chat(model_id, prompt.messages, decoding)
+        except RunnerError as error:
+            return Reply(question_id=prompt.question_id, k=prompt.k, error=str(error))
+        if said.usage is not None:
+            self._count(said.usage.prompt_tokens, said.usage.completion_tokens)
+        tokens = said.usage.completion_tokens if said.usage else 0
+        if not said.text:
+            return Reply(
+                question_id=prompt.question_id, k=prompt.k, error="the model said nothing", tokens=tokens
+            )
+        return Reply(question_id=prompt.question_id, k=prompt.k, text=said.text, tokens=tokens)

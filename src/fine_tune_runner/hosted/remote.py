@@ -1,0 +1,73 @@
+"""What of a run stands at the provider: found by the run's name, cancelled, deleted.
+
+The run id is in the file's name and in the job's metadata, so that all of it is found without our own disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+from fine_tune_runner.errors import ProviderError
+from fine_tune_runner.types import T
+from fine_tune_runner.workflow.ledger import Found
+
+if TYPE_CHECKING:
+    from fine_tune_runner.hosted.wire import Wire
+
+
+D = TypeVar("D")
+
+
+def file_name(run_id: str) -> str:
+    """The name under which a run's training file is uploaded."""
+    return f"{run_id}.jsonl"
+
+
+def find_file(wire: Wire, run_id: str) -> Found:
+    """The run's upload, by its name."""
+    listing = wire.files()
+    mine = (file.id for file in listing.items if file.filename == file_name(run_id))
+    return Found(next(mine, None), listing.complete)
+
+
+def find_job(wire: Wire, run_id: str, file_id: str | None) -> Found:
+    """The run's oldest job by its metadata, else by its file, for there are providers that drop metadata."""
+    tagged = or_else(lambda: wire.jobs(run_id), None)
+    mine = [job for job in tagged.items if job.run_id == run_id] if tagged else []
+    complete = True
+    if not mine:
+        every = wire.jobs()
+        complete = every.complete
+        mine = [
+            job
+            for job in every.items
+            if job.run_id == run_id
+            or (job.run_id is None and file_id is not None and job.training_file == file_id)
+        ]
+    oldest = min(mine, key=lambda job: (job.created_at, job.id), default=None)
+    return Found(oldest.id if oldest else None, complete)
+
+
+def delete_files(wire: Wire, run_id: str, file_ids: Sequence[str] = ()) -> None:
+    """Delete the named files, and whatever else carries the run's name."""
+    named = [file.id for file in wire.files().items if file.filename == file_name(run_id)]
+    for file_id in dict.fromkeys([*file_ids, *named]):
+        wire.delete_file(file_id)
+
+
+def cancel_job(wire: Wire, job_id: str) -> None:
+    """Stop a job, unless it has ended meanwhile."""
+    from fine_tune_runner.hosted.wire import Rejected
+
+    with contextlib.suppress(Rejected):
+        wire.cancel_job(job_id)
+
+
+def or_else(call: Callable[[], T], default: D) -> T | D:
+    """What the provider answers, or the default where it does not offer that."""
+    try:
+        return call()
+    except ProviderError:
+        return default
