@@ -47,13 +47,13 @@ STATUS_AFTER: Mapping[str, Status] = {"promote": "eval", "refuse": "refused", "h
 
 
 class Line:
-    """The steps of a client's runs on one track; `tracks` also holds the others, for asking older models."""
+    """The steps of a client's runs on one track; `track_of` gives any track, for asking older models."""
 
     def __init__(
         self,
         settings: Settings,
         client: Client,
-        tracks: Mapping[Track, TrackPort],
+        track_of: Callable[[Track], TrackPort],
         track: Track,
         registry: Registry,
         embedder: Callable[[], Embedder],
@@ -62,8 +62,8 @@ class Line:
     ) -> None:
         self._settings = settings
         self._client = client
-        self._tracks = tracks
-        self._track = tracks[track]
+        self._track_of = track_of
+        self._track = track_of(track)
         self._registry = registry
         self._embedder = embedder
         self._confirm = confirm
@@ -205,7 +205,7 @@ class Line:
             new=model_of(entry),
             key=entry.key,
             previous=None if previous is None else (previous.key, model_of(previous)),
-            base=None if previous else self._tracks[entry.track].base(),
+            base=None if previous else self._track_of(entry.track).base(),
             serve=self.serve,
             embedder=self._embedder(),
             decoding=Decoding(**msgspec.to_builtins(self._client.config.eval)),
@@ -268,7 +268,7 @@ class Line:
             run_id=run_id,
         )
         entry = edits.get(entries, key)
-        emit("promoted", model_id=entry.model_id, key=msgspec.to_builtins(key))
+        emit("promoted", client_id=self._client.id, model_id=entry.model_id, key=msgspec.to_builtins(key))
         if verdict.compared_with is not None:
             emit("archived", key=msgspec.to_builtins(verdict.compared_with))
         return entry
@@ -280,7 +280,7 @@ class Line:
             by_model: dict[str, Answerer] = {}
             for track in sorted({model.track for model in models}):
                 of_track = [model for model in models if model.track == track]
-                answerer = stack.enter_context(self._tracks[track].serve(of_track))
+                answerer = stack.enter_context(self._track_of(track).serve(of_track))
                 by_model |= {model.model_id: answerer for model in of_track}
             yield by_model
 

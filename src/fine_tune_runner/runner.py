@@ -386,7 +386,7 @@ class FineTuneRunner:
         return Line(
             self.settings,
             client,
-            {name: make(self.settings, client) for name, make in self._tracks.items()},
+            lambda name: self._tracks[name](self.settings, client),
             track,
             Registry(client.dir, self._clock, notice=self._notice),
             lambda: self._embedder(self.settings),

@@ -170,7 +170,7 @@ class Transcript:
         self._tick(label, f"{delta:+.2f} {word}", mark=mark, indent=4)
 
     def _promoted(self, data: Data, _event: Event) -> None:
-        self._tick("Promoting to active...", f"{self._name.lower()} → {data['model_id']}")
+        self._tick("Promoting to active...", f"{data['client_id']} → {data['model_id']}")
 
     def _alert(self, data: Data, event: Event) -> None:
         words = {"refuse": "refused", "hold": "held"}[data["decision"]]

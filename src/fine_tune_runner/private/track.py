@@ -72,7 +72,7 @@ class Embedded:
 
     def tokenizer(self) -> Tokenizer:
         """The base model's own."""
-        return ChatTokenizer(self._base.dir)
+        return ChatTokenizer(self._base.dir, self._base.name)
 
     def base(self) -> Model:
         """The bare base model."""
