@@ -41,9 +41,9 @@ def fold(text: str) -> str:
 
 
 def masked(folded: str) -> str:
-    """A folded text with URLs, ids and numbers masked, cut at COMPARED_CHARS."""
+    """A folded text with URLs, ids and numbers masked, cut at COMPARED_CHARS; one of nothing else stays."""
     text = _NUMBER.sub("#", _ID.sub("#", _URL.sub("#", folded[: 2 * COMPARED_CHARS])))
-    return text[:COMPARED_CHARS]
+    return (text if any(map(str.isalpha, text)) else folded)[:COMPARED_CHARS]
 
 
 def key(text: str) -> int:
