@@ -24,11 +24,11 @@ class Hit(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """One row of the table: `trigger` is a cheap test that every text with a hit passes."""
+    """One row of the table: a text without any of `triggers` has no hit, and need not be searched."""
 
     name: str
     sort: Sort
-    trigger: str
+    triggers: tuple[str, ...]  # () = always search
     pattern: re.Pattern[str]
     holds: Callable[[str], bool] | None = None
 
@@ -40,7 +40,6 @@ def _iban(text: str) -> bool:
     return 15 <= len(compact) <= 34 and int(digits) % 97 == 1
 
 
-_OCTET = r"(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
 _PARAMETER = (
     r"(?:access_token|refresh_token|api_secret|client_secret|app_secret|api_?key|auth_?token|token|secret"
     r"|password|passwd|pwd|sig|signature)"
@@ -56,30 +55,50 @@ def _token(characters: str, least: int) -> str:
     return rf"(?:(?=[{characters}]*\d)[{characters}]{{{least},}}|[{characters}]{{24,}})"
 
 
-# The names are keys of config.json's `allow_secrets`: renaming one breaks clients.
+# The names are keys of config.json's `allow_secrets`: renaming one breaks clients. A pattern without triggers
+# begins with its first character and looks behind it only then: `re` searches that ten times as fast.
 KINDS: tuple[Kind, ...] = (
-    Kind("meta_token", "secret", "EAA", re.compile(r"(?<![A-Za-z0-9+/=_-])EAA[A-Za-z0-9]{16,}")),
-    Kind("openai_key", "secret", "sk-", re.compile(rf"(?<![A-Za-z0-9])sk-{_token('A-Za-z0-9_-', 16)}")),
-    Kind("stripe_key", "secret", "k_", re.compile(r"(?<![A-Za-z0-9])[rs]k_(?:live|test)_[A-Za-z0-9]{16,}")),
-    Kind("google_key", "secret", "AIza", re.compile(r"(?<![A-Za-z0-9_-])AIza[A-Za-z0-9_-]{30,}")),
-    Kind("google_oauth", "secret", "", re.compile(r"(?<![\w-])(?:ya29\.|GOCSPX-|1//0)[A-Za-z0-9_-]{20,}")),
-    Kind("aws_key", "secret", "IA", re.compile(r"(?<![A-Za-z0-9])(?:AKIA|ASIA)[A-Z0-9]{16}(?![A-Za-z0-9])")),
-    Kind("github_token", "secret", "gh", re.compile(r"(?<!\w)(?:gh[pousr]_|github_pat_)[A-Za-z0-9_]{30,}")),
-    Kind("slack_token", "secret", "xox", re.compile(r"(?<!\w)xox[abeoprs]-[A-Za-z0-9-]{10,}")),
+    Kind("meta_token", "secret", ("EAA",), re.compile(r"(?<![A-Za-z0-9+/=_-])EAA[A-Za-z0-9]{16,}")),
+    Kind("openai_key", "secret", ("sk-",), re.compile(rf"(?<![A-Za-z0-9])sk-{_token('A-Za-z0-9_-', 16)}")),
+    Kind(
+        "stripe_key", "secret", ("k_",), re.compile(r"(?<![A-Za-z0-9])[rs]k_(?:live|test)_[A-Za-z0-9]{16,}")
+    ),
+    Kind("google_key", "secret", ("AIza",), re.compile(r"(?<![A-Za-z0-9_-])AIza[A-Za-z0-9_-]{30,}")),
+    Kind(
+        "google_oauth",
+        "secret",
+        ("ya29.", "GOCSPX-", "1//0"),
+        re.compile(r"(?<![\w-])(?:ya29\.|GOCSPX-|1//0)[A-Za-z0-9_-]{20,}"),
+    ),
+    Kind(
+        "aws_key", "secret", ("IA",), re.compile(r"(?<![A-Za-z0-9])(?:AKIA|ASIA)[A-Z0-9]{16}(?![A-Za-z0-9])")
+    ),
+    Kind(
+        "github_token",
+        "secret",
+        ("gho_", "ghp_", "ghr_", "ghs_", "ghu_", "github_pat_"),
+        re.compile(r"(?<!\w)(?:gh[pousr]_|github_pat_)[A-Za-z0-9_]{30,}"),
+    ),
+    Kind("slack_token", "secret", ("xox",), re.compile(r"(?<!\w)xox[abeoprs]-[A-Za-z0-9-]{10,}")),
     Kind(
         "private_key",
         "secret",
-        "-----BEGIN",
+        ("-----BEGIN",),
         re.compile(
             r"-----BEGIN (?:[A-Z0-9]+ ){0,3}PRIVATE KEY(?: BLOCK)?-----(?:[^-]*-----END[A-Z0-9 ]*-----)?"
         ),
     ),
-    Kind("jwt", "secret", "eyJ", re.compile(r"(?<![\w-])eyJ[\w-]{8,}\.eyJ[\w-]{8,}(?:\.[\w-]*)?")),
-    Kind("bearer", "secret", "", re.compile(rf"(?i)(?<!\w)bearer[ :]+{_token('A-Za-z0-9._~+/-', 16)}=*")),
+    Kind("jwt", "secret", ("eyJ",), re.compile(r"(?<![\w-])eyJ[\w-]{8,}\.eyJ[\w-]{8,}(?:\.[\w-]*)?")),
+    Kind(
+        "bearer",
+        "secret",
+        ("earer", "EARER"),
+        re.compile(rf"(?i)(?<!\w)bearer[ :]+{_token('A-Za-z0-9._~+/-', 16)}=*"),
+    ),
     Kind(
         "url_credentials",
         "secret",
-        "://",
+        ("://",),
         re.compile(
             r"(?<!\w)[A-Za-z][A-Za-z0-9+.-]{1,20}://"
             r"(?:[^\s/:@?#\"'<>]{1,200}:[^\s/@\"'<>]{1,200}@"
@@ -89,7 +108,7 @@ KINDS: tuple[Kind, ...] = (
     Kind(
         "email",
         "personal",
-        "@",
+        ("@",),
         re.compile(
             r"(?<![\w.+%-])[\w.+%-]{1,64}@[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63})*\.[A-Za-z]{2,24}"
         ),
@@ -98,40 +117,49 @@ KINDS: tuple[Kind, ...] = (
     Kind(
         "phone",
         "personal",
-        "+",
+        ("+",),
         re.compile(r"(?<![\w+])\+[1-9][ ()./-]{0,2}(?:\d[ ()./-]{0,2}){6,13}\d(?!\w)"),
     ),
     Kind(
         "phone",
         "personal",
-        "",
-        re.compile(
-            r"(?<![\w(])(?:\(0?\d{2,5}\) ?\d{3,4}[ -]?\d{3,5}|0\d{2,5}[ /]\d{3,4}[ -]?\d{3,5})(?![\w-])"
-        ),
+        (),
+        re.compile(r"[(0](?<![\w(].)(?:(?<=\()0?\d{2,5}\) ?|(?<=0)\d{2,5}[ /])\d{3,4}[ -]?\d{3,5}(?![\w-])"),
     ),
-    Kind("ipv4", "personal", ".", re.compile(rf"(?<![\w.])(?:{_OCTET}\.){{3}}{_OCTET}(?![\w]|\.\d)")),
+    Kind(
+        "ipv4",
+        "personal",
+        (".",),
+        re.compile(r"[0-9](?<![\w.].)[0-9]{0,2}(?:\.[0-9]{1,3}){3}(?!\w|\.\d)"),
+        lambda text: all(int(octet) <= 255 for octet in text.split(".")),
+    ),
     Kind(
         "iban",
         "personal",
-        "",
-        re.compile(r"(?<!\w)[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?(?!\w)"),
+        (),
+        re.compile(r"[A-Z](?<!\w.)[A-Z]\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?(?!\w)"),
         _iban,
     ),
     Kind(
         "click_id",
         "personal",
-        "",
+        ("clid", "braid", "li_fat_id", "fbc", "fbp", "_gcl_aw"),
         re.compile(rf"(?<![A-Za-z]){_CLICK}(?=[\w.-]*\d)[\w.-]{{8,}}"),
     ),
-    Kind("click_id", "personal", "", re.compile(r"(?<![\w-])(?:Cj[0w]KCQ|EAIaIQobChMI)[\w-]{16,}")),
-    Kind("click_id", "personal", "fb.", re.compile(r"(?<!\w)fb\.[0-2]\.\d{10,13}\.[\w-]{6,}")),
+    Kind(
+        "click_id",
+        "personal",
+        ("KCQ", "EAIaIQ"),
+        re.compile(r"(?<![\w-])(?:Cj[0w]KCQ|EAIaIQobChMI)[\w-]{16,}"),
+    ),
+    Kind("click_id", "personal", ("fb.",), re.compile(r"(?<!\w)fb\.[0-2]\.\d{10,13}\.[\w-]{6,}")),
 )
 
 
 def find(text: str) -> Iterator[Hit]:
     """All hits of a text, kind by kind; a part of a text may be a hit of several kinds."""
     for kind in KINDS:
-        if kind.trigger not in text:
+        if kind.triggers and not any(trigger in text for trigger in kind.triggers):
             continue
         for match in kind.pattern.finditer(text):
             if kind.holds is None or kind.holds(match[0]):
