@@ -66,6 +66,43 @@ def test_nine_in_ten_right_hard_answers_are_recognised(taxonomy: Taxonomy, neare
     assert sum(judge(row, taxonomy, nearest) for row in right) >= 0.9 * len(right)
 
 
+AFFIRMED = (
+    "Root cause: {}.\nFix: it.",
+    "The root cause is {}.",
+    "This is caused by {}, so nothing arrives.",
+    "{}. That is the root cause.",
+)
+DENIED = (
+    "Root cause: not {}",
+    "The root cause is not {}.",
+    "{}, tempting as it is, is not the root cause.",
+    "The root cause has nothing to do with {}.",
+    "I ruled out {} as the cause.",
+    "You suspect that {} is the cause.",
+    "The cause may be {}.",
+    "Is the cause {}?",
+)
+
+
+@pytest.mark.parametrize("template", AFFIRMED)
+def test_every_name_of_every_cause_is_read_where_it_is_affirmed(template: str, taxonomy: Taxonomy) -> None:
+    names = [(label, name) for label, cause in taxonomy.causes.items() for name in (label, *cause.aliases)]
+    found = {
+        name: committed(template.format(name), question(label), taxonomy, None).cause == label
+        for label, name in names
+    }
+    assert [name for name, right in found.items() if not right] == []
+
+
+@pytest.mark.parametrize("template", DENIED)
+def test_no_name_of_any_cause_is_read_where_it_is_denied_or_doubted(
+    template: str, taxonomy: Taxonomy
+) -> None:
+    names = [name for label, cause in taxonomy.causes.items() for name in (label, *cause.aliases)]
+    found = [committed(template.format(name), question(None), taxonomy, None).cause for name in names]
+    assert [cause for cause in found if cause] == []
+
+
 def test_an_own_line_decides_alone(taxonomy: Taxonomy) -> None:
     answer = f"Root cause: {UPDATE}\nThe root cause is {DEFAULT}."
     found = committed(answer, question(UPDATE), taxonomy, None)
@@ -106,6 +143,12 @@ def test_an_alias_of_the_question_names_its_cause(taxonomy: Taxonomy) -> None:
     asked = question(UPDATE, aliases=("accept button does nothing",))
     found = committed("The root cause is that the accept button does nothing.", asked, taxonomy, None)
     assert recalled(found, asked)
+
+
+def test_an_alias_of_the_question_stands_over_the_same_alias_of_another_cause(taxonomy: Taxonomy) -> None:
+    asked = question(UPDATE, aliases=("no consent default",))
+    found = committed("The root cause is that there is no consent default.", asked, taxonomy, None)
+    assert found.cause == UPDATE
 
 
 def test_a_rejected_wording_beside_the_right_cause_is_wrong(taxonomy: Taxonomy) -> None:

@@ -14,6 +14,7 @@ from fine_tune_runner.dataset.validate import leaked
 from fine_tune_runner.errors import MissingModel, ServingError
 from fine_tune_runner.evaluation.answers import collect, fingerprint, score, write_answers
 from fine_tune_runner.evaluation.holdout import Holdout, load_holdout
+from fine_tune_runner.evaluation.similarity import Remembered
 from fine_tune_runner.settings import Client
 from fine_tune_runner.types import (
     Answerer,
@@ -46,7 +47,7 @@ class Scorer:
     ) -> None:
         self.holdout = holdout
         self._taxonomy = taxonomy
-        self._embedder = embedder
+        self._embedder = Remembered(embedder)  # both models are held against the same references
         self._decoding = decoding
         self._answers_dir = answers_dir
         self._on_reply = on_reply

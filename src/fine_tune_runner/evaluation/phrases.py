@@ -10,6 +10,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 
 # Negators of a noun are the word "no", all others are "not", so that "never published" is the alias
@@ -113,14 +114,23 @@ def _canonical(raw: str) -> str:
 class Phrases:
     """Labels and aliases as sequences of canonical words, found in sentences with small gaps.
 
-    `names` maps each label to the texts that name it; the label itself is always one of them.
+    `names` maps each label to the texts that name it; the label itself is always one of them. A text in
+    `overrides` names that label alone, whatever else it names elsewhere.
     """
 
-    def __init__(self, names: Mapping[str, Iterable[str]]) -> None:
-        self._by_first: dict[str, list[tuple[tuple[str, ...], str]]] = {}
+    def __init__(
+        self, names: Mapping[str, Iterable[str]], overrides: Mapping[str, Iterable[str]] | None = None
+    ) -> None:
+        labels: dict[tuple[str, ...], set[str]] = {}
         for label, texts in names.items():
-            for phrase in {form for text in (label, *texts) for form in _forms(text)}:
-                self._by_first.setdefault(phrase[0], []).append((phrase, label))
+            for phrase in frozenset().union(*map(_forms, (label, *texts))):
+                labels.setdefault(phrase, set()).add(label)
+        for label, texts in (overrides or {}).items():
+            for phrase in frozenset().union(*map(_forms, texts)):
+                labels[phrase] = {label}
+        self._by_first: dict[str, list[tuple[tuple[str, ...], str]]] = {}
+        for phrase, named in labels.items():
+            self._by_first.setdefault(phrase[0], []).extend((phrase, label) for label in sorted(named))
 
     def mentions(self, folded: str) -> list[Mention]:
         """Every label named in a folded sentence, in order; a longer match hides the shorter ones in it."""
@@ -158,7 +168,12 @@ def _match_end(words: list[Word], at: int, phrase: tuple[str, ...]) -> int | Non
     return at
 
 
-def _forms(text: str) -> Iterator[tuple[str, ...]]:
+@lru_cache(maxsize=16384)
+def _forms(text: str) -> frozenset[tuple[str, ...]]:
+    return frozenset(_written(text))
+
+
+def _written(text: str) -> Iterator[tuple[str, ...]]:
     """The phrase, and the other ways to say the "missing" or "not" that is in it."""
     phrase = tuple(w.text for w in words_of(fold(text)) if w.text not in _BREAKS)
     if not phrase:
@@ -172,7 +187,7 @@ def _forms(text: str) -> Iterator[tuple[str, ...]]:
     if len(thing) > 1:
         yield from (("no", *thing), ("missing", *thing), (*thing, "missing"))
         yield from (form for verb in _NOT_THERE for form in ((*thing, "not", verb), ("not", verb, *thing)))
-    if len(phrase) > 1 and not {"no", "not"} & set(phrase):
+    if len(phrase) > 1 and not {"no", "not", _canonical("nothing")} & set(phrase):
         yield (phrase[-1], *phrase[:-1])  # "access token expired", "expired access token"
     for at, word in enumerate(phrase[:-1]):
         if word == "not":

@@ -28,7 +28,7 @@ from fine_tune_runner.evaluation.rules import (
     TURN,
     Kind,
 )
-from fine_tune_runner.evaluation.sentences import blocks, sentences
+from fine_tune_runner.evaluation.sentences import LONGEST, blocks, sentences
 from fine_tune_runner.types import Method
 
 MARGIN = 0.05  # cosine by which the nearest cause must lead (facts/evaluation.md)
@@ -38,7 +38,8 @@ UNNAMED = "(another cause)"
 _DROPS: tuple[Kind, ...] = ("hedge", "attributed", "general", "elsewhere", "echo")
 # What ends the name in `Root cause: name - explanation`.
 _EXPLAINS = re.compile(
-    r"[.;:(]|\s[-\u2013\u2014]+\s|,\s+(?=(?:because|since|as|so|which|where|not|i\.e|the|it)\b)", re.I
+    r"\.(?=\s|$)|[;:(]|\s[-\u2013\u2014]+\s|,\s+(?=(?:because|since|as|so|which|where|not|i\.e|the|it)\b)",
+    re.I,
 )
 _SECOND = re.compile(r"\W*(?:or|and|and/or|plus|as well as|alternatively)\b", re.I)
 _TROUBLE = re.compile(r"\s*(?:problem|issue|error|fault|trouble|bug)s?\b", re.I)
@@ -82,7 +83,7 @@ def committed(answer: str, question: Question, taxonomy: Taxonomy, nearest: Near
     hedged ones left out: one label is the answer, several are wrong, none leaves it to `nearest`, if given.
     """
     phrases = _phrases(_causes(taxonomy), question.label, question.aliases, question.denials)
-    lines = [line for block in blocks(answer) if (line := cause_line(block))]
+    lines = _own_lines(answer)
     if lines:
         return _from_lines(lines, question, taxonomy, phrases)
     reading = _read(answer, phrases)
@@ -103,10 +104,17 @@ def recalled(commitment: Commitment, question: Question) -> bool:
 def committed_sentences(answer: str) -> list[str]:
     """The sentences that commit and neither deny nor hedge, whatever they name; for contrast and review.
 
-    An answer with a `Root cause:` line gives that line.
+    An answer with a `Root cause:` line gives that line, if it neither denies nor hedges.
     """
-    lines = [line for block in blocks(answer) if (line := cause_line(block))]
-    return lines or _read(answer, Phrases({})).commits
+    names = Phrases({})
+    lines = _own_lines(answer)
+    if lines:
+        return [line for line in lines if _judge(f"root cause is {line}", names).commits]
+    return _read(answer, names).commits
+
+
+def _own_lines(answer: str) -> list[str]:
+    return [line[:LONGEST] for block in blocks(answer) if (line := cause_line(block))]
 
 
 def _causes(taxonomy: Taxonomy) -> tuple[tuple[str, tuple[str, ...]], ...]:
@@ -120,11 +128,8 @@ def _phrases(
     aliases: tuple[str, ...],
     denials: tuple[str, ...],
 ) -> Phrases:
-    names = {name: texts for name, texts in causes if name != label}
-    own = dict(causes).get(label or "", ())
-    # The question's own wordings come last and so have a name that the taxonomy gives to another cause.
-    names |= {label: (*own, *aliases)} if label else {}
-    return Phrases(names | ({REJECTED: denials} if denials else {}))
+    names = dict(causes) | ({} if label is None or label in dict(causes) else {label: ()})
+    return Phrases(names, ({label: aliases} if label else {}) | ({REJECTED: denials} if denials else {}))
 
 
 def _from_lines(lines: list[str], question: Question, taxonomy: Taxonomy, phrases: Phrases) -> Commitment:
@@ -148,7 +153,7 @@ def _named_in_line(line: str, taxonomy: Taxonomy, phrases: Phrases) -> list[str]
         found = taxonomy.resolve(head)
         named = [found] if found else [*_judge(f"root cause is {line}", phrases).affirmed]
     # In the explanation an alias may be a symptom told; another label is a second answer.
-    labels = Phrases(dict.fromkeys(taxonomy.causes, ()))
+    labels = _phrases(tuple((label, ()) for label in taxonomy.causes), None, (), ())
     return [*named, *_judge(f"root cause is {rest}", labels).affirmed] if named and rest else named
 
 
@@ -194,7 +199,9 @@ def _read(answer: str, phrases: Phrases) -> _Reading:
         whole.doubted |= judged.doubted
         if instruction or (sentence.after_fix and not judged.strong):
             continue
-        whole.rivals |= judged.rivals
+        # What was weighed before the commitment is no second answer; what comes with or after it is.
+        if whole.affirmed or judged.affirmed:
+            whole.rivals |= judged.rivals
         if PATTERNS["plural"].search(sentence.text) and judged.strong:
             whole.rivals.add(UNNAMED)
         whole.affirmed = judged.affirmed | whole.affirmed

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from fine_tune_runner.evaluation.phrases import fold
 from fine_tune_runner.evaluation.rules import PATTERNS
 
+# Nobody's sentence is longer; what is, is left out, so that reading takes time in line with length.
+LONGEST = 1500
 _FENCE = re.compile(r"```.*?(?:```|\Z)", re.S)
 _MARKS = re.compile(r"\*+|`+|(?<!\w)_+(?=\w)|(?<=\w)_+(?!\w)")
 _BULLET = re.compile(r"^(?:[-*+\u2022]|\d+[.)])\s+")
@@ -89,6 +91,8 @@ def sentences(answer: str) -> list[Sentence]:
     after_fix = False
     for block in blocks(answer):
         for part in _END.split(block):
+            if len(part) > LONGEST:
+                continue
             text = _without_quotes(part).strip()
             if PATTERNS["fix_heading"].match(text):
                 after_fix = True
