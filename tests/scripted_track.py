@@ -1,0 +1,129 @@
+"""A track that trains in no time and answers as told: the seam `TrackPort`, for tests of the line itself."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fine_tune_runner.errors import ServingError
+from fine_tune_runner.settings import Client, Settings
+from fine_tune_runner.types import (
+    Answerer,
+    Dataset,
+    Decoding,
+    Estimate,
+    Message,
+    Model,
+    Prompt,
+    Reply,
+    RunContext,
+    Step,
+    Tokenizer,
+    TokenStats,
+)
+
+
+class Words:
+    """Counts white-space separated words."""
+
+    name = "words"
+    context = 100_000
+
+    def count(self, rows: Sequence[tuple[Message, ...]]) -> list[tuple[int, int]]:
+        """(words, words of the last message)."""
+        return [(sum(len(m.content.split()) for m in r), len(r[-1].content.split())) for r in rows]
+
+
+class Letters:
+    """Unit vectors of letter counts: near for alike texts, and the same everywhere."""
+
+    fingerprint = "letters"
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """[n, 26]."""
+        counts = np.zeros((len(texts), 26), np.float32)
+        for row, text in enumerate(texts):
+            for letter in text.lower():
+                if "a" <= letter <= "z":
+                    counts[row, ord(letter) - ord("a")] += 1
+        return counts / np.maximum(np.linalg.norm(counts, axis=1, keepdims=True), 1e-9)
+
+
+# What model `m{version}` says to a question, by its id; a version that is missing cannot be called.
+Script = Mapping[int, Callable[[str], str | None]]
+
+
+class Scripted:
+    """Implements TrackPort; `trained` lists the versions that were trained, in order."""
+
+    title = "Track B (scripted)"
+
+    def __init__(self, script: Script, cost_usd: float = 0.0, track: str = "B") -> None:
+        self.script = script
+        self.cost_usd = cost_usd
+        self.track = track
+        self.trained: list[int] = []
+        self.reason: str | None = None
+
+    def maker(self) -> Callable[[Settings, Client], Scripted]:
+        """As `runner.TRACKS` wants it."""
+        return lambda settings, client: self
+
+    def unavailable(self) -> str | None:
+        return self.reason
+
+    def tokenizer(self) -> Tokenizer:
+        return Words()
+
+    def estimate(self, dataset: Dataset, tokens: TokenStats) -> Estimate:
+        return Estimate(
+            dataset_sha256=dataset.sha256,
+            tokens_per_epoch=tokens.total,
+            epochs=1,
+            steps=1,
+            cost_usd=self.cost_usd,
+            price_source="made up",
+        )
+
+    def steps(self) -> Sequence[Step]:
+        return (Step(name="train", gives=Model, do=self.train),)
+
+    def train(self, context: RunContext) -> Model:
+        """A model that exists at once."""
+        self.trained.append(context.run.version)
+        return Model(
+            model_id=f"m{context.run.version}",
+            track=context.run.track,
+            provider="scripted",
+            base_model="none",
+            dataset_sha256=context.value(Dataset).sha256,
+        )
+
+    def base(self) -> Model:
+        return Model(model_id="m0", track="B", provider="scripted", base_model="none", dataset_sha256="")
+
+    @contextlib.contextmanager
+    def serve(self, models: Sequence[Model]) -> Iterator[Answerer]:
+        for model in models:
+            if int(model.model_id[1:]) not in self.script:
+                raise ServingError(f"{model.model_id} was switched off")
+        yield self
+
+    def replies(self, model_id: str, prompts: Iterable[Prompt], decoding: Decoding) -> Iterator[Reply]:
+        """As the script says; None is a call that failed."""
+        say = self.script[int(model_id[1:])]
+        for prompt in prompts:
+            text = say(prompt.question_id)
+            error = "no answer" if text is None else None
+            yield Reply(question_id=prompt.question_id, k=prompt.k, text=text, error=error)
+
+
+def folder_of(path: Path) -> Path:
+    """The client's folder below a fresh data folder."""
+    client = path / "clients" / "small"
+    client.mkdir(parents=True)
+    return client
