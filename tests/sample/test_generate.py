@@ -227,3 +227,7 @@ def test_prompts_have_about_576_tokens(models_dir: Path, client_id: str) -> None
     )
     count = len(tokenizer.encode("\n".join(clients()[client_id].prompt)).ids)
     assert 0.85 * 576 <= count <= 1.15 * 576
+
+
+def test_a_short_version_has_all_causes_too(root: Path) -> None:
+    assert len({cause_line(row.answer) for row in rows(root, "rtt/v1.jsonl")}) == 12

@@ -72,6 +72,11 @@ def questions(seed: int, n: int, client_id: str = "teleios") -> tuple[Example, .
     return _examples(clients()[client_id], seed, "fresh", n)
 
 
+def write_questions(path: Path, seed: int, n: int, client_id: str = "teleios") -> None:
+    """Write `questions` as a holdout file; its folder exists."""
+    _write_rows(path, questions(seed, n, client_id), seed)
+
+
 def _write_version(
     root: Path, client_id: str, version: int, seed: int, *, train: int, holdout: int, worse: bool = False
 ) -> None:
@@ -98,9 +103,10 @@ def _examples(
     if n > combinations * len(labels):
         raise UsageError(f"{n} {part} rows: the wordings give at most {combinations * len(labels)}")
     rng = random.Random(f"{seed} {client.client_id} {part}")
-    # The k-th rows of both causes of a pair have the same symptom, so the symptom cannot tell them apart.
-    turns = [(labels[i % len(labels)], i // len(labels)) for i in range(n)]
-    rng.shuffle(turns)
+    # Round by round, so that a shorter version has all causes too. The k-th rows of both causes of a pair
+    # have the same symptom, so the symptom cannot tell them apart.
+    rounds = range(1 + n // len(labels))
+    turns = [(cause, k) for k in rounds for cause in rng.sample(labels, len(labels))][:n]
     rows = []
     for line, (cause, k) in enumerate(turns, 1):
         question = _question(client, wordings, cause, k, rng)
