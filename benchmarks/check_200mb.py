@@ -96,7 +96,7 @@ def measure(folder: Path, base: Path | None, minilm: Path | None) -> None:
     print(dict(Counter(f"{item.level} {item.check}" for item in findings.items)))
     print(f"tokenizer {tokenizer.name}, embedder {embedder.fingerprint if embedder else 'none'}")
     print(f"{seconds:.0f} s ({seconds / LIMIT_S:.2f} of the limit of {LIMIT_S} s)")
-    print(f"{used.ru_utime + used.ru_stime:.0f} CPU-seconds (the better figure where other work shares the cores)")
+    print(f"{used.ru_utime + used.ru_stime:.0f} CPU-seconds (the fairer figure on a shared machine)")
     print(f"{peak_mb:.0f} MB ({peak_mb / LIMIT_MB:.2f} of the limit of {LIMIT_MB} MB)")
 
 
