@@ -6,9 +6,10 @@ import math
 import random
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tests.tiny_llama import make_tiny_llama
 
 from fine_tune_runner.errors import Interrupted, TrainingError
@@ -140,8 +141,6 @@ def test_a_finished_training_is_known_by_its_spec(tmp_path: Path) -> None:
 
 def test_a_loss_that_is_not_finite_names_step_and_remedy(tmp_path: Path) -> None:
     base = make_tiny_llama(tmp_path / "base")
-    from safetensors.torch import save_file
-
     tensors = load_file(str(base / "model.safetensors"))
     tensors["model.norm.weight"][:] = math.inf
     save_file(tensors, str(base / "model.safetensors"), metadata={"format": "pt"})
@@ -165,6 +164,13 @@ def test_all_layers_train(tmp_path: Path) -> None:
     spec = spec_in(tmp_path / "out", TrainingConfig(layers="all", epochs=1, rank=2, device="cpu", threads=1))
     train(spec)
     assert any(".layers.0." in key for key in weights(spec))
+
+
+def test_a_bfloat16_base_trains_float32_adapters_to_about_the_same_loss(tmp_path: Path) -> None:
+    full = train(spec_in(tmp_path / "full"))
+    spec = spec_in(tmp_path / "half", msgspec.structs.replace(QUICK, dtype="bfloat16"))
+    assert train(spec).first_loss == pytest.approx(full.first_loss, rel=0.02)
+    assert {tensor.dtype for tensor in weights(spec).values()} == {torch.float32}
 
 
 def test_rate_rises_then_falls_along_a_cosine() -> None:

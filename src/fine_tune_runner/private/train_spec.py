@@ -61,8 +61,8 @@ def fingerprint(spec: TrainSpec) -> str:
     """sha256 over what decides the result: settings, the training file, the base's config and weight files.
 
     Weights count by name and size, since hashing gigabytes at every start would cost minutes. Checkpoint
-    interval and paths do not count. Raises MissingModel where the base has no config.json, and DataError
-    where the training file is missing.
+    interval, threads and paths do not count.
+    Raises MissingModel where the base has no config.json, DataError where the training file is missing.
     """
     config = Path(spec.base_dir) / "config.json"
     if not config.is_file():
@@ -72,7 +72,7 @@ def fingerprint(spec: TrainSpec) -> str:
     if not Path(spec.train_path).is_file():
         raise DataError(f"{spec.train_path} is missing; the upstream pipeline writes it")
     weights = sorted((path.name, path.stat().st_size) for path in config.parent.glob("*.safetensors"))
-    training = msgspec.structs.replace(resolve(spec.training), checkpoint_every=1)
+    training = msgspec.structs.replace(resolve(spec.training), checkpoint_every=1, threads=None)
     parts = (training, sha256_file(Path(spec.train_path)), sha256_file(config), weights)
     return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
 
