@@ -1,7 +1,7 @@
 """A client `hre` on disk and a hosted run of it against the contract server: real journal, ledger, registry.
 
 `python -m tests.hosted.world DATA_DIR URL KEY [POINT HOW]` runs it in a process of its own, which ends itself
-at POINT of the journal or the ledger; that is what the kill matrix kills.
+at POINT of the journal or the ledger (HOW: exit, kill or raise).
 """
 
 from __future__ import annotations
@@ -19,12 +19,11 @@ import msgspec
 from fine_tune_runner.dataset import read
 from fine_tune_runner.hosted.flow import Pace
 from fine_tune_runner.hosted.track import Hosted
-from fine_tune_runner.line import Line
+from fine_tune_runner.registry import edits
 from fine_tune_runner.registry.store import Registry
 from fine_tune_runner.settings import Client, Settings, load_client, load_settings
 from fine_tune_runner.types import (
     Dataset,
-    Embedder,
     Estimate,
     Findings,
     Model,
@@ -33,6 +32,7 @@ from fine_tune_runner.types import (
     RunContext,
     Step,
     TokenStats,
+    VersionKey,
 )
 from fine_tune_runner.workflow.engine import Event
 from fine_tune_runner.workflow.journal import Journal
@@ -141,23 +141,50 @@ class HostedRun:
         )
 
     def plan(self, _run: Run) -> Sequence[Step]:
-        line = Line(
-            self.settings,
-            self.client,
-            {"A": self.track},
-            "A",
-            self.registry,
-            embedder=_no_embedder,
-            confirm=lambda _estimate: True,
-            clock=self.time,
-        )
+        def load(_context: RunContext) -> Dataset:
+            return read.load(self.client, 3)
+
+        def estimate(context: RunContext) -> Estimate:
+            tokens = context.value(Findings).tokens
+            assert tokens is not None
+            context.emit("estimated")
+            return self.track.estimate(context.value(Dataset), tokens)
+
         return (
-            Step(name="load", gives=Dataset, do=line.load),
+            Step(name="load", gives=Dataset, do=load),
             Step(name="check", gives=Findings, do=_check),
-            Step(name="estimate", gives=Estimate, do=line.estimate),
+            Step(name="estimate", gives=Estimate, do=estimate),
             *self.track.steps(),
-            Step(name="register", gives=RegistryEntry, do=line.register),
+            Step(name="register", gives=RegistryEntry, do=self._register),
         )
+
+    def _register(self, context: RunContext) -> RegistryEntry:
+        """As line.py does it: once a run, whatever was cut off."""
+        model, run = context.value(Model), context.run
+        known = edits.find(self.registry.entries(), VersionKey(version=run.version, track="A"))
+        if known is not None and known.run_id == run.run_id:
+            return known
+        entry = RegistryEntry(
+            version=run.version,
+            track="A",
+            model_id=model.model_id,
+            eval_score=None,
+            active=False,
+            created_at=self.time(),
+            status="eval",
+            provider=model.provider,
+            endpoint=model.endpoint,
+            run_id=run.run_id,
+        )
+        self.registry.change(
+            "register",
+            lambda entries: edits.registered(entries, entry),
+            who=run.who,
+            why="trained",
+            key=entry.key,
+            run_id=run.run_id,
+        )
+        return entry
 
     @property
     def registry(self) -> Registry:
@@ -178,10 +205,6 @@ def _check(context: RunContext) -> Findings:
     return Findings(dataset_sha256=dataset.sha256, items=(), tokens=tokens)
 
 
-def _no_embedder() -> Embedder:
-    raise AssertionError("nothing is embedded here")
-
-
 def main(data_dir: str, url: str, key: str, point: str = "", how: str = "exit") -> None:
     """Run in this process, and end it at `point`."""
 
@@ -189,6 +212,8 @@ def main(data_dir: str, url: str, key: str, point: str = "", how: str = "exit") 
         if reached == point:
             if how == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
+            if how == "raise":
+                raise ZeroDivisionError("a bug of ours")
             os._exit(9)
 
     HostedRun(make_settings(Path(data_dir), url, key), crash_point=crash).start()

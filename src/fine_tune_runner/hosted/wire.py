@@ -6,10 +6,12 @@ error. It knows no run and no file of a client.
 
 from __future__ import annotations
 
+import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
+from functools import cache
 from pathlib import Path
 from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
@@ -95,7 +97,7 @@ class Wire:
         self._key = key
         self._sleep = sleep
         # Redirects are not followed: the key belongs to this host.
-        self._http = httpx2.Client(transport=transport, timeout=timeout_s)
+        self._http = httpx2.Client(transport=transport, timeout=timeout_s, verify=_trusted())
         self._sdk = openai.OpenAI(
             api_key=key.reveal(), base_url=base_url, max_retries=0, http_client=self._http, timeout=timeout_s
         )
@@ -299,6 +301,12 @@ class Wire:
             raise Unanswered(text) from None
         final = what in CREATES and error.status_code in FINAL
         raise Rejected(text, error.status_code, final=final) from None
+
+
+@cache
+def _trusted() -> ssl.SSLContext:
+    """The system's certificates; reading them takes a tenth of a second, so once a process."""
+    return httpx2.create_ssl_context()
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
