@@ -15,8 +15,6 @@ from fine_tune_runner.runner import FineTuneRunner
 from fine_tune_runner.settings import Client, client_ids, load_client
 from fine_tune_runner.types import Track
 
-GATE_EXAMPLES = 50
-
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
     """One line of the status table; `note` stands where a version has no model yet."""
@@ -62,9 +60,9 @@ def _client_rows(runner: FineTuneRunner, client: Client) -> Iterable[Row]:
     if newest == 0:
         yield Row(client=client.id, status="queued", note="awaiting a first version")
     elif newest > max(registered, default=0) and newest not in running:
-        count = read.count_rows(client.dir / f"v{newest}.jsonl")
-        if count < GATE_EXAMPLES:
-            note = f"awaiting {GATE_EXAMPLES} examples (has {count})"
+        count = read.count_rows(read.train_path(client.dir, newest))
+        if count < read.GATE_ROWS:
+            note = f"awaiting {read.GATE_ROWS} examples (has {count})"
             yield Row(client=client.id, status="queued", note=note)
         else:
             note = f"fine-tune submit --client {client.id} --version {newest}"

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
+from fine_tune_runner.dataset.read import holdout_path, train_path
 from fine_tune_runner.dataset.taxonomy import Taxonomy, load_taxonomy
 from fine_tune_runner.dataset.validate import leaked
 from fine_tune_runner.errors import MissingModel, ServingError
@@ -104,12 +105,12 @@ def measure(
     Raises ServingError where the new model cannot be asked; a previous one that cannot is said in the report.
     """
     taxonomy = load_taxonomy(client.dir)
-    path = client.dir / Path(dataset.holdout_path).name
+    path = holdout_path(client.dir, dataset.version)
     holdout = load_holdout(path, taxonomy, dataset.system_prompt)
     left_out: tuple[str, ...] = ()
     not_comparable = None
     if previous is not None:
-        other_train = client.dir / f"v{previous[0].version}.jsonl"
+        other_train = train_path(client.dir, previous[0].version)
         left_out = leaked(path, other_train) if other_train.is_file() else ()
         holdout = holdout.without(left_out)
         if left_out and len(holdout.questions) < LEAST_QUESTIONS:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import math
+import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from fine_tune_runner.dataset.read import train_path
 from fine_tune_runner.dataset.render import ChatTokenizer
 from fine_tune_runner.errors import ServingError
 from fine_tune_runner.files import sha256_file, write_atomic
@@ -42,6 +44,7 @@ from fine_tune_runner.types import (
 if TYPE_CHECKING:
     from fine_tune_runner.private.bases import Base
 
+SERVED_CONTEXT = 4096  # tokens a slot, as num_ctx in service
 NEEDS = ("torch", "safetensors", "gguf", "xllamacpp")
 
 
@@ -115,7 +118,7 @@ class Embedded:
         training = self._client.config.training
         spec = TrainSpec(
             base_dir=str(self._base.dir),
-            train_path=str(context.client_dir / f"v{dataset.version}.jsonl"),
+            train_path=str(train_path(context.client_dir, dataset.version)),
             out_dir=str(context.attempt_dir),
             training=training,
         )
@@ -156,7 +159,7 @@ class Embedded:
             "ftr.dataset_sha256": dataset.sha256,
             "ftr.account_state_version": dataset.account_state_version,
         }
-        export_adapter(context.attempt_dir / "adapter", self._base, path, stamps)
+        export_adapter(context.attempt_dir / "adapter", self._base.dir, path, stamps)
         relative = str(path.relative_to(context.client_dir))
         context.emit("exported", path=relative, size_mb=path.stat().st_size / 1e6)
         write_modelfile(context.run_dir / "Modelfile", self._base, dataset, run, relative)
@@ -202,24 +205,25 @@ class Embedded:
             by_base = sorted(models, key=lambda model: model.base_model)
             for name, group in groupby(by_base, key=lambda model: model.base_model):
                 of_base = list(group)
+                base = self._resolve(name)
+                tokenizer = ChatTokenizer(base.dir, base.name)
                 served = serve_embedded(
-                    self._resolve(name),
+                    bases.gguf_of(base, self._settings),
+                    tokenizer,
                     of_base,
                     self._client.dir,
-                    self._settings,
-                    threads=self._client.config.training.threads,
+                    threads=self._client.config.training.threads or os.cpu_count() or 1,
+                    context=min(tokenizer.context, SERVED_CONTEXT),
                 )
                 answerer = stack.enter_context(served)
                 answerers |= {model.model_id: answerer for model in of_base}
             yield OneOf(answerers)
 
     def _check_artifact(self, model: Model) -> None:
-        if model.artifact is None:
+        if model.artifact is None or model.artifact_sha256 is None:
             return
         path = self._client.dir / model.artifact
-        if not path.is_file():
-            raise ServingError(f"{path} is missing; train v again with: fine-tune submit --again")
-        if model.artifact_sha256 and sha256_file(path) != model.artifact_sha256:
+        if path.is_file() and sha256_file(path) != model.artifact_sha256:
             raise ServingError(
                 f"{path}: its sha256 is not the one on record for {model.model_id}; restore it"
             )
