@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING
@@ -52,9 +53,12 @@ class ChatTokens:
 
 @cache
 def _encoding() -> Encoding:
-    from bpe_openai import get_encoding  # carries its vocabulary; tiktoken downloads one
+    # It carries its vocabulary (tiktoken downloads one), and opens it by a deprecated call on Python 3.11.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        from bpe_openai import get_encoding
 
-    return get_encoding("o200k_base")
+        return get_encoding("o200k_base")
 
 
 def auto_epochs(examples: int) -> int:

@@ -1,0 +1,155 @@
+"""A look at hosted models: how long those in service live, and what at the provider nobody watches.
+
+Pure functions over what was read elsewhere (registries, runs, the provider's lists); the commands do the
+reading, the asking and the deleting.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import date
+from typing import Literal
+
+import msgspec
+
+from fine_tune_runner.hosted.providers import PROVIDERS, phase
+from fine_tune_runner.hosted.records import RemoteFile, RemoteJob, RemoteModel
+from fine_tune_runner.hosted.remote import file_name
+from fine_tune_runner.hosted.shutdown import Life, base_of, day, life
+from fine_tune_runner.types import RegistryEntry, State
+
+RUN_ID = re.compile(r"([a-z0-9][a-z0-9-]*)-v([1-9][0-9]*)-a-([0-9a-f]{8})-([1-9][0-9]*)")
+ENDS = ("succeeded", "failed", "cancelled")
+
+
+class InService(msgspec.Struct, frozen=True, kw_only=True):
+    """A hosted model that answers for a client, and when it stops."""
+
+    client_id: str
+    version: int
+    model_id: str
+    provider: str
+    life: Life
+
+    def within(self, days: int) -> bool:
+        """Whether it stops in fewer than so many days, or has stopped."""
+        return self.life.days_left is not None and self.life.days_left < days
+
+
+class Unwatched(msgspec.Struct, frozen=True, kw_only=True):
+    """A job or a file at the provider that no run watches, and the command that sees to it.
+
+    `adopt` is None where the thing carries no run id of ours: it may belong to somebody else.
+    """
+
+    kind: Literal["job", "file"]
+    id: str
+    run_id: str | None
+    status: str
+    why: str
+    adopt: str | None
+
+
+def in_service(
+    active: Mapping[str, RegistryEntry],
+    today: date,
+    listed: Mapping[str, Sequence[RemoteModel]] | None = None,
+) -> list[InService]:
+    """The hosted models in service by client, soonest end first.
+
+    `active` has each client's active entry; those of the other track are left out. `listed` is what
+    `GET /v1/models` said, by provider; a model's own date counts, else its base's, else the published one.
+    """
+    found = []
+    for client_id, entry in sorted(active.items()):
+        provider = PROVIDERS.get(entry.provider or "openai")
+        if entry.track != "A" or entry.model_id is None or provider is None:
+            continue
+        served = served_date((listed or {}).get(provider.name, ()), entry.model_id, entry.base_model)
+        dates = [d for d in (served, entry.shutdown_date) if d]
+        known = life(provider, entry.endpoint or "", entry.model_id, today, min(dates, default=None))
+        found.append(
+            InService(
+                client_id=client_id,
+                version=entry.version,
+                model_id=entry.model_id,
+                provider=provider.name,
+                life=known,
+            )
+        )
+    never = 10**6
+    return sorted(found, key=lambda one: never if one.life.days_left is None else one.life.days_left)
+
+
+def served_date(models: Iterable[RemoteModel], model_id: str, base: str | None = None) -> date | None:
+    """The earliest `shutdown_date` that the provider lists for a model or for its base."""
+    names = {model_id, base_of(model_id), base}
+    dates = [day(model.shutdown_date) for model in models if model.id in names]
+    return min((d for d in dates if d), default=None)
+
+
+def unwatched(
+    jobs: Sequence[RemoteJob],
+    files: Sequence[RemoteFile],
+    runs: Mapping[str, State],
+    registered: Iterable[str],
+) -> list[Unwatched]:
+    """Jobs and training files that no run watches.
+
+    `runs` has the state of every run here by its id, `registered` the model ids of all registries. A live or
+    interrupted run watches its job; a finished job is settled once its model is registered. A file is needed
+    while its job runs, or while its run is alive.
+    """
+    models, found = set(registered), []
+    needed = {job.training_file for job in jobs if not _ended(job)}
+    for job in jobs:
+        state = runs.get(job.run_id or "")
+        if not _ended(job) and state not in ("running", "interrupted"):
+            why = "it runs and costs, and no run here waits for it"
+        elif job.fine_tuned_model and job.fine_tuned_model not in models and state is None:
+            why = "it made a model that stands in no registry"
+        else:
+            continue
+        found.append(
+            Unwatched(
+                kind="job", id=job.id, run_id=job.run_id, status=job.status, why=why, adopt=adopt(job.run_id)
+            )
+        )
+    for file in files:
+        run_id = run_of(file)
+        if file.id in needed or runs.get(run_id or "") in ("running", "interrupted"):
+            continue
+        found.append(
+            Unwatched(
+                kind="file",
+                id=file.id,
+                run_id=run_id,
+                status=file.status or "ready",
+                why="training data that no job needs any more",
+                adopt=None,
+            )
+        )
+    return found
+
+
+def run_of(file: RemoteFile) -> str | None:
+    """The run that uploaded a file, by its name; None where it is none of ours."""
+    stem = file.filename.removesuffix(".jsonl")
+    return stem if RUN_ID.fullmatch(stem) and file.filename == file_name(stem) else None
+
+
+def adopt(run_id: str | None) -> str | None:
+    """The command that goes on with a run found at the provider; None for what carries no run id of ours.
+
+    A run that this disk knows nothing of is begun again by its own name, and finds its file and its job.
+    """
+    match = RUN_ID.fullmatch(run_id or "")
+    if match is None:
+        return None
+    return f"fine-tune submit --client {match[1]} --version {match[2]} --track a"
+
+
+def _ended(job: RemoteJob) -> bool:
+    provider = PROVIDERS["openai"]
+    return phase(provider, job.status) in ENDS
