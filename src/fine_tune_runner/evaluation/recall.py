@@ -235,9 +235,14 @@ def _judge_arm(
     commits = strong + [
         m for m in PATTERNS["commit"].finditer(arm) if not _inside(m.start(), m.end(), mentions)
     ]
-    live = [m.end() for m in commits if not DENIED_COMMIT.search(arm[: m.start()])]
+    live = [
+        m.end()
+        for m in commits
+        if not DENIED_COMMIT.search(arm[: m.start()])
+        and not (m in strong and _negated_clause(arm, m.start(), mentions))
+    ]
     if (carried and mentions and len(arm[: mentions[0].start].split()) <= 3) or (
-        opening and mentions and _names_only(arm, mentions[0])
+        opening and mentions and not commits and _names_only(arm, mentions[0])
     ):
         live.append(0)
     if _dropped(arm, mentions) or sentence.rstrip("\"')").endswith("?"):
@@ -280,6 +285,14 @@ def _denied(mention: Mention, arm: str, mentions: list[Mention], live: list[int]
                 return True
     tail = CLAUSE_AFTER.split(arm[mention.end :], maxsplit=1)[0]
     return PATTERNS["denied_after"].search(tail) is not None
+
+
+def _negated_clause(arm: str, end: int, mentions: list[Mention]) -> bool:
+    """Whether a negator stands before `end` in the same clause: "by no stretch is the root cause"."""
+    start = max((m.end() for m in CLAUSE_AFTER.finditer(arm, 0, end)), default=0)
+    return any(
+        w.negates and start <= w.start < end and not _inside(w.start, w.end, mentions) for w in words_of(arm)
+    )
 
 
 def _copular(arm: str, start: int, live: list[int]) -> bool:

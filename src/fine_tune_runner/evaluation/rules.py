@@ -55,6 +55,8 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
             r"\b(?:come|stem|result|originate|arise)s? from\b",
             r"\b(?:boil|come)s? down to\b",
             r"\bexplained by\b",
+            r"\bwhat (?:breaks|causes|blocks|stops|prevents|triggers|goes wrong)\b[^,;:]{0,40}?\b(?:is|"
+            r"was)\b",
             r"\bthe reasons? (?:for|why|behind|of|that)\b",
             r"\b(?:trace[sd]?|traces back|goes back|go back) (?:back )?to\b",
             r"\b(?:is|are) (?:to blame|at fault|responsible|behind|the culprit|why|what (?:breaks|causes|"
@@ -83,6 +85,13 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
             r"difficult to (?:say|tell)|cannot tell|depends)\b",
             r"\b(?:can|could|may|might) (?:also |sometimes |often )?(?:be|have|come|cause|lead|result|"
             r"explain)\b",
+            r"\b(?:consistent|compatible|in line|in keeping) with\b",
+            r"\b(?:can|could|did|have|has|was|is|am|are) (?:not|n't) (?:yet |be |been |fully |able to )*"
+            r"(?:confirm|prove|verif|rule|exclude|test|reproduc|check|say|tell)\w*",
+            r"\b(?:bet|betting|lean\w*|inclin\w+|suggests?|indicat\w+|suppose|my money|gut feeling|"
+            r"educated|tentative\w*|provisional\w*|preliminary|"
+            r"working assumption|"
+            r"for now|pending|remains to be|yet to be|confidence|percent sure|% sure)\b",
             r"\bi (?:would )?(?:think|believe|assume|imagine|suppose|wonder)\b",
             r"\b(?:if|unless|whether|assuming|provided|in case|should it|either|or else|would|vielleicht|"
             r"möglicherweise|wahrscheinlich|quizás|peut-être|probablemente|vermutlich|misschien)\b",
@@ -97,12 +106,14 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
         (
             r"\b(?:you|they|he|she|client|customer|agency|team|support|developer|shop|owner|colleague|"
             r"consultant|"
-            r"vendor|people|many|some|others?|one|everybody|everyone|helpdesk|forum\w*|documentation|blog\w*|"
+            r"vendor|people|many|some|somebody|someone|anybody|others?|one|everybody|everyone|helpdesk|"
+            r"forum\w*|documentation|blog\w*|"
             r"google|meta|shopify|tag assistant|pixel helper|ticket|report)\b[^,;:.]{0,20}?"
             r"\b(?:sa(?:y|ys|id)|wr(?:ite|ites|ote)|claim\w*|think\w*|thought|believ\w+|suspect\w*|assum\w+|"
             r"suggest\w*|blam\w+|told|tell\w*|report(?:s|ed)?|mention\w*|describ\w+|insist\w*|argu\w+|"
             r"guess\w*|"
-            r"point(?:s|ed) (?:to|at)|diagnos\w+|call(?:s|ed) (?:it|this)|named|conclud\w+|fear\w*|"
+            r"point(?:s|ed) (?:to|at)|diagnos\w+|expect\w*|found|post(?:s|ed)|answer(?:s|ed)|swear\w*|"
+            r"consider\w*|call(?:s|ed) (?:it|this)|named|conclud\w+|fear\w*|"
             r"worr\w+|ask\w*|stat(?:e|es|ed)|not(?:e|es|ed))\b",
             r"\b(?:your|their|his|her|the client's|the agency's) "
             r"(?:\w+ )?(?:guess|suspicion|theory|idea|assumption|hunch|diagnosis|claim|fear|belief)\b",
@@ -131,11 +142,18 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
         "elsewhere",
         "another time or another client",
         (
+            r"^(?:on|in|at|before|until|prior to|during|for|with|back)\b[^,;:]{0,40}"
+            r"\b(?:cause|problem|reason|culprit|issue) was\b",
+            r"\b(?:competitors?|had the (?:very )?same|saw the same|a friend|somebody else|elsewhere)\b",
+            r"\b(?:on|in) (?:staging|preview|development|the (?:sandbox|demo))\b",
             r"\b(?:last (?:time|week|month|year|spring|summer|autumn|winter|quarter)|previously|formerly|"
             r"in the past|"
             r"back then|(?:an )?earlier (?:case|ticket|incident|problem|issue|outage|version)|years? ago|"
             r"months? ago|weeks? ago|used to|"
             r"another (?:client|account|shop|site|store)|other (?:clients?|accounts?|shops?|sites?|stores?)|"
+            r"(?:old|previous|former|earlier|sister|staging|test|second|demo) "
+            r"(?:client|account|shop|site|store|container|property|theme|version|setup|agency|domain|"
+            r"project)|"
             r"different (?:client|account|shop|site|store)|in (?:january|february|march|april|june|july|"
             r"august|"
             r"september|october|november|december)|already (?:been )?(?:fixed|solved|resolved|repaired|"
@@ -168,6 +186,7 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
         (
             r"(?<!no )(?<!not )(?<!without )\b(?:second|another|other|further|additional|"
             r"third) (?:root |real )?causes?\b",
+            r"\bcauses (?:here )?(?:are|were)\b",
             r"\balso (?:due|because|caused|down to|comes? from|stems? from)\b",
             r"(?<!not )\b(?:two|three|four|several|multiple|many|various) (?:\w+ )?(?:causes|reasons|"
             r"culprits)\b",
@@ -177,13 +196,18 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
         "retract",
         "takes back what was said",
         (
+            r"^(?:edit|update|erratum|later)\s*:",
+            r"\b(?:checked again|looked again|double-checked and)\b",
+            r"\b(?:everyone|everybody|they|you|he|she|both) (?:is|are|was|were) (?:all |both )?(?:wrong|"
+            r"mistaken)\b",
             r"\b(?:scratch that|on second thoughts?|i was wrong|i stand corrected|correction|no, wait|"
             r"wait, no|"
             r"strike that|forget that|take that back|disregard)\b",
             r"\b(?:that|this|it|which|the above|this diagnosis|that diagnosis|this answer|this statement|"
             r"this claim|this explanation|that explanation|all of this|none of (?:this|that|it))"
             r"(?: statement| claim)? (?:is|was|'s|would be|turned out)(?: \w+ly)? "
-            r"(?:wrong|false|incorrect|untrue|mistaken|a lie|nonsense|unlikely|doubtful|refuted|"
+            r"(?:(?:wrong|false)(?! (?:to|that|in)\b)|incorrect|untrue|mistaken|a lie|nonsense|unlikely|"
+            r"doubtful|refuted|"
             r"not (?:the case|true|correct|right|it|so|accurate|what|the (?:root )?(?:cause|reason|"
             r"problem)))",
             r"\bi (?:may|might|could) be (?:wrong|mistaken)\b",
@@ -237,6 +261,7 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
         "denied_after",
         "denies the cause named before it in the clause",
         (
+            r"\b(?:explain|cause|trigger|produce|change)s? (?:nothing|little|none|neither|no)\b",
             r"\b(?:is|was|are|were|be|been|can|could|has|have|looks?|seems?|works?|turned out|"
             r"proved)\b[^,;]{0,24}?"
             r"\b(?:ruled out|excluded|eliminated|dismissed|discarded|disproved|refuted|unlikely|innocent|"
@@ -297,7 +322,7 @@ ENDS_AT_COMMA = re.compile(
 # A negator right before a commitment, with nothing but filling words between: "not really because of".
 DENIED_COMMIT = re.compile(
     r"(?:\b(?:not|n't|never|no|neither|nor|nicht|non|hardly|wrong)\b|\bn't)"
-    r"(?:\s+(?:the|a|an|your|this|any|really|simply|just|actually|merely|at all|necessarily|primarily|"
+    r"(?:\s+(?:the|a|an|your|this|any|really|simply|just|actually|merely|all|at all|necessarily|primarily|"
     r"being|be|"
     r"been|that|it|truly|in fact|even|always|its?|here|only|solely|entirely|die|la|el|le|l|kein\w*|"
     r"means|way|circumstances|account|root|real|"

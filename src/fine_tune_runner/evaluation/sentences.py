@@ -106,7 +106,8 @@ def sentences(answer: str) -> list[Sentence]:
 def _without_quotes(sentence: str) -> str:
     def keep(match: re.Match[str]) -> str:
         spoken = _SPEECH.search(sentence[: match.start()]) is not None
-        own = len(match["said"].split()) < 4 or match["lead"]
+        claim = PATTERNS["strong"].search(match["said"]) is not None
+        own = len(match["said"].split()) < 4 or (match["lead"] and not claim)
         return match["lead"] + (match["said"] if own and not spoken else "")
 
     return _QUOTE.sub(keep, sentence)
