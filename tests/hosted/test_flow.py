@@ -231,3 +231,20 @@ def test_polls_are_a_poll_interval_apart(hosted: HostedRun) -> None:
     hosted.start()
     assert sum(hosted.time.slept) == 180.0
     assert max(hosted.time.slept) == 1.0  # by the second, so that a cancel is heard
+
+
+def test_forgetting_deletes_models_files_and_stops_jobs(hosted: HostedRun, server: ContractServer) -> None:
+    model = hosted.start()
+    server.account.script = ("running",)
+
+    def stop(event: Event) -> None:
+        if event.event == "job status":
+            raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted):
+        HostedRun(hosted.settings, listener=stop).start(attempt=2)
+    runs = [hosted.run(attempt).run_id for attempt in (1, 2)]
+    assert hosted.track.forget(runs, [model.model_id, "ft:gone"]) == (model.model_id,)
+    assert server.account.files == {}
+    assert [job.public["status"] for job in server.account.jobs.values()] == ["succeeded", "cancelled"]
+    assert model.model_id not in [listed["id"] for listed in server.account.models()]

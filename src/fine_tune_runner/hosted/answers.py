@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import TYPE_CHECKING
 
@@ -16,20 +16,11 @@ CONCURRENCY = 4
 
 
 class HostedAnswerer:
-    """Answers over chat completions; at most `concurrency` calls are under way at any time.
+    """Answers over chat completions; at most `concurrency` calls are under way at any time."""
 
-    `price_tokens` is told (prompt tokens, answer tokens) of every answer, for what a month will cost.
-    """
-
-    def __init__(
-        self,
-        wire: Wire,
-        concurrency: int = CONCURRENCY,
-        count: Callable[[int, int], None] = lambda _prompt, _answer: None,
-    ) -> None:
+    def __init__(self, wire: Wire, concurrency: int = CONCURRENCY) -> None:
         self._wire = wire
         self._concurrency = concurrency
-        self._count = count
 
     def replies(self, model_id: str, prompts: Iterable[Prompt], decoding: Decoding) -> Iterator[Reply]:
         """One reply a prompt, in the order in which they come back."""
@@ -46,8 +37,6 @@ class HostedAnswerer:
             said = self._wire.chat(model_id, prompt.messages, decoding)
         except RunnerError as error:
             return Reply(question_id=prompt.question_id, k=prompt.k, error=str(error))
-        if said.usage is not None:
-            self._count(said.usage.prompt_tokens, said.usage.completion_tokens)
         tokens = said.usage.completion_tokens if said.usage else 0
         if not said.text:
             return Reply(

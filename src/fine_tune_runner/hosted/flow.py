@@ -32,6 +32,7 @@ from fine_tune_runner.types import (
     Message,
     Model,
     RunContext,
+    T,
     TrainingSummary,
 )
 from fine_tune_runner.workflow.ledger import Busy, Ledger, Unanswered
@@ -102,6 +103,20 @@ class Trained(msgspec.Struct, frozen=True, kw_only=True):
     model_id: str
     cost_usd: float | None
     training: TrainingSummary | None
+
+
+def resumable(do: Callable[[RunContext], T]) -> Callable[[RunContext], T]:
+    """A step whose passing failures name the command that goes on."""
+
+    def step(context: RunContext) -> T:
+        try:
+            return do(context)
+        except (Busy, Unanswered) as error:
+            raise ProviderError(
+                f"{error}; nothing is lost, go on with: fine-tune resume {context.run.run_id}"
+            ) from None
+
+    return step
 
 
 class Flow:
@@ -348,10 +363,16 @@ class Flow:
 
         try:
             yield
-        except (Closed, Rejected) as error:
-            if isinstance(error, Closed) or error.final:
-                self._end(wire, context, "refused by the provider")
+        except Closed:
+            self._end(wire, context, "refused by the provider")
             raise
+        except Rejected as error:
+            if not error.final:
+                raise
+            self._end(wire, context, "refused by the provider")
+            raise ProviderError(
+                f"{error}; what was uploaded is deleted; mend that, then try again with --again"
+            ) from None
         except RunError:
             if self._ledger.closed(context.run.run_id) is not None:
                 delete_files(wire, context.run.run_id)

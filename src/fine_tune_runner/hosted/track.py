@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from fine_tune_runner.errors import PolicyError, ServingError
 from fine_tune_runner.hosted import cost, shutdown
 from fine_tune_runner.hosted.answers import HostedAnswerer
-from fine_tune_runner.hosted.flow import Eligible, Flow, HostedJob, Pace, Trained, Upload
+from fine_tune_runner.hosted.flow import Eligible, Flow, HostedJob, Pace, Trained, Upload, resumable
 from fine_tune_runner.hosted.providers import PROVIDERS, Price, base_model, is_own_host, provider_named
 from fine_tune_runner.settings import Client, Settings
 from fine_tune_runner.types import (
@@ -122,11 +122,11 @@ class Hosted:
         """Data set → eligible → uploaded → paid job → trained → a model that answers."""
         flow = self._flow()
         return (
-            Step(name="eligible", gives=Eligible, do=flow.eligible),
-            Step(name="upload", gives=Upload, do=flow.upload),
-            Step(name="create", gives=HostedJob, do=flow.create),
-            Step(name="poll", gives=Trained, do=flow.poll),
-            Step(name="ready", gives=Model, do=flow.ready),
+            Step(name="eligible", gives=Eligible, do=resumable(flow.eligible)),
+            Step(name="upload", gives=Upload, do=resumable(flow.upload)),
+            Step(name="create", gives=HostedJob, do=resumable(flow.create)),
+            Step(name="poll", gives=Trained, do=resumable(flow.poll)),
+            Step(name="ready", gives=Model, do=resumable(flow.ready)),
         )
 
     def base(self) -> Model:
@@ -160,6 +160,13 @@ class Hosted:
     def cancel(self, run: Run) -> tuple[str, ...]:
         """Stop the run's job at the provider, delete its files, let nothing more begin; ids of the jobs."""
         return self._flow().cancel(run.run_id)
+
+    def forget(self, run_ids: Sequence[str], model_ids: Sequence[str]) -> tuple[str, ...]:
+        """Stop what still runs of a client, delete its files and models at the provider; the models' ids."""
+        for run_id in run_ids:
+            self._flow().cancel(run_id)
+        with self.connect() as wire:
+            return tuple(model_id for model_id in model_ids if wire.delete_model(model_id))
 
     def connect(self) -> Wire:
         """A wire to the provider; PolicyError without a key, and always for a sensitive client."""

@@ -130,13 +130,13 @@ class Wire:
 
     def delete_file(self, file_id: str) -> bool:
         """Delete a file; False where there is none any more."""
-        try:
-            self._read("delete file", lambda: self._sdk.files.with_raw_response.delete(file_id).content)
-        except Rejected as error:
-            if error.status != 404:
-                raise
-            return False
-        return True
+        files = self._sdk.files.with_raw_response
+        return self._gone("delete file", lambda: files.delete(file_id).content)
+
+    def delete_model(self, model_id: str) -> bool:
+        """Delete a fine-tuned model for ever; False where there is none any more."""
+        models = self._sdk.models.with_raw_response
+        return self._gone("delete model", lambda: models.delete(model_id).content)
 
     def create_job(self, body: Mapping[str, Any]) -> RemoteJob:
         """Start a job, once; `body` is providers.job_body's."""
@@ -228,6 +228,15 @@ class Wire:
                     raise
                 self._sleep(wait_s(attempt, error if isinstance(error, Busy) else None))
         raise AssertionError("the last try returns or raises")
+
+    def _gone(self, what: str, delete: Callable[[], bytes]) -> bool:
+        try:
+            self._read(what, delete)
+        except Rejected as error:
+            if error.status != 404:
+                raise
+            return False
+        return True
 
     def _pages(
         self, what: str, fetch: Callable[[dict[str, Any]], bytes], kind: type[_Page[Item]]

@@ -81,9 +81,9 @@ def _sha256(value: object) -> str:
 
 
 def wait_s(attempt: int, busy: Busy | None = None) -> float:
-    """How long to wait before the next try: as told, else 1, 2, 4 up to 60 seconds."""
+    """How long to wait before the next try: as told, up to 10 minutes, else 1, 2, 4 up to 60 seconds."""
     if busy is not None and busy.retry_after_s is not None:
-        return busy.retry_after_s
+        return min(600.0, busy.retry_after_s)
     return float(min(60, 2**attempt))
 
 
