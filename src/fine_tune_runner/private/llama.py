@@ -243,10 +243,10 @@ def block(
     config, layer = model.config, model.layers[index]
     normed = rms_norm(x_NE, layer.input_norm, config.norm_eps)
     heads_NHD = torch.unflatten(linear(normed, layer.qkv, groups.get("qkv")), 1, (-1, config.head_dim))
-    rotated = rotate(heads_NHD[:, : -config.kv_heads], rope)
-    attended = attend(
-        rotated[:, : config.heads], rotated[:, config.heads :], heads_NHD[:, -config.kv_heads :]
-    )
+    # torch.split, not slices: the gradient of a slice is a whole tensor of zeros with the slice copied in.
+    unrotated, v = torch.split(heads_NHD, [config.heads + config.kv_heads, config.kv_heads], dim=1)
+    q, k = torch.split(rotate(unrotated, rope), [config.heads, config.kv_heads], dim=1)
+    attended = attend(q, k, v)
     x = (x_NE if keep_M is None else x_NE[keep_M]) + linear(attended, layer.o, groups.get("o"))
     normed = rms_norm(x, layer.post_norm, config.norm_eps)
     gate, up = linear(normed, layer.gate_up, groups.get("gate_up")).chunk(2, dim=1)
@@ -281,14 +281,18 @@ def suffix_attention(
     return out.transpose(1, 2).flatten(0, 1).flatten(1)
 
 
+def _split(x_NHD: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
+    first, rest = torch.split(x_NHD, [prefix, x_NHD.shape[0] - prefix])
+    return first, rest
+
+
 def shared_attention(prefix: int, batch: int) -> Attend:
     """Attention over flat [P + B * T] tokens: the prefix once, every suffix against its keys and values."""
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        suffix = suffix_attention(q[prefix:], k[prefix:], v[prefix:], k[:prefix], v[:prefix], batch)
-        if not prefix:
-            return suffix
-        return torch.cat((causal_attention(q[:prefix], k[:prefix], v[:prefix]), suffix))
+        (q0, q1), (k0, k1), (v0, v1) = (_split(x, prefix) for x in (q, k, v))
+        suffix = suffix_attention(q1, k1, v1, k0, v0, batch)
+        return torch.cat((causal_attention(q0, k0, v0), suffix)) if prefix else suffix
 
     return attend
 
@@ -300,8 +304,8 @@ def kept_attention(prefix: int, batch: int, keep_M: Tensor) -> Attend:
     """
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        suffix = suffix_attention(q[prefix:], k[prefix:], v[prefix:], k[:prefix], v[:prefix], batch)
-        return suffix[keep_M - prefix]
+        (_, q1), (k0, k1), (v0, v1) = (_split(x, prefix) for x in (q, k, v))
+        return suffix_attention(q1, k1, v1, k0, v0, batch)[keep_M - prefix]
 
     return attend
 
