@@ -73,6 +73,11 @@ def gguf_of(base: Base, settings: Settings, kind: gguf_base.GgufType = "F16") ->
     return _once(target, lambda part: gguf_base.folder_to_gguf(base.dir, part, kind))
 
 
+def with_gguf(base: Base, settings: Settings, kind: gguf_base.GgufType = "F16") -> Base:
+    """The same base with `gguf` filled in."""
+    return msgspec.structs.replace(base, gguf=gguf_of(base, settings, kind))
+
+
 def _from_gguf(name: str, path: Path, settings: Settings) -> Base:
     digest = _remembered(path, settings)
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from fine_tune_runner.dataset.render import template_text
+from fine_tune_runner.dataset.render import ChatTokenizer, template_text
 from fine_tune_runner.errors import ConfigError, MissingModel
 
 if TYPE_CHECKING:
@@ -309,6 +309,7 @@ def _add_tokenizer(writer: GGUFWriter, folder: Path, config: dict[str, Any]) -> 
     spec = json.loads((folder / "tokenizer.json").read_text("utf-8"))
     model, added = spec["model"], {t["id"]: t for t in spec["added_tokens"]}
     listed = model["vocab"]
+    stops = ChatTokenizer(folder).stop_tokens
     pairs = listed.items() if isinstance(listed, dict) else ((t, n) for n, (t, _) in enumerate(listed))
     tokens = {n: text for text, n in pairs} | {n: t["content"] for n, t in added.items()}
     size = max(config["vocab_size"], max(tokens) + 1)
@@ -333,9 +334,10 @@ def _add_tokenizer(writer: GGUFWriter, folder: Path, config: dict[str, Any]) -> 
     else:
         scores = [float(-n) for n in range(size)]
         writer.add_token_scores(scores if isinstance(listed, dict) else [score for _, score in listed])
-    template = template_text(folder)[1]
-    if template:
-        writer.add_chat_template(template)
+    writer.add_chat_template(template_text(folder)[1] or "")
+    # llama.cpp ends an answer at eos, eot and eom: the template's own end of turn must be among them.
+    for add_stop, stop in zip((writer.add_eot_token_id, writer.add_eom_token_id), stops, strict=False):
+        add_stop(stop)
     eos = config.get("eos_token_id")
     writer.add_add_bos_token(False)
     for add, token in ((writer.add_bos_token_id, config.get("bos_token_id")), (writer.add_eos_token_id, eos)):
