@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from datetime import UTC, date, datetime
+from pathlib import Path
 
-from fine_tune_runner.hosted.doctor import adopt, in_service, unwatched
+import pytest
+
+from fine_tune_runner.hosted.doctor import adopt, in_doubt, in_service, unwatched
 from fine_tune_runner.hosted.records import RemoteFile, RemoteJob, RemoteModel
 from fine_tune_runner.types import RegistryEntry, Track
+from fine_tune_runner.workflow.ledger import Found, Ledger
 
 TODAY = date(2026, 11, 22)
 BASE = "gpt-4o-mini-2024-07-18"
@@ -97,3 +101,17 @@ def test_what_carries_no_run_id_is_never_adopted() -> None:
     (found,) = unwatched([job("running", run_id=None)], [], {}, [])
     assert (found.run_id, found.adopt) == (None, None)
     assert adopt("somebody-elses-job") is None
+
+
+def test_a_call_that_was_cut_off_is_in_doubt_until_its_run_settles_it(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+
+    def cut() -> str:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ledger.once(RUN, "create", {}, find=lambda: Found(None), create=cut)
+    assert [e.run_id for e in in_doubt(ledger.effects(), {RUN: "interrupted"})] == [RUN]
+    assert in_doubt(ledger.effects(), {RUN: "running"}) == []
+    ledger.once(RUN, "create", {}, find=lambda: Found("ftjob-1"), create=cut)
+    assert in_doubt(ledger.effects(), {RUN: "interrupted"}) == []

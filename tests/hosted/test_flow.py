@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from fine_tune_runner.errors import DataError, Interrupted, PolicyError, RunError, ServingError
@@ -13,6 +14,19 @@ from fine_tune_runner.types import Decoding, Message, Model, Prompt
 from fine_tune_runner.workflow.engine import Event
 from tests.contract.openai_server.server import KEY, ContractServer, serving
 from tests.hosted.world import BASE, HostedRun, make_settings, write_client
+
+
+class Watched(httpx2.HTTPTransport):
+    """The real transport, told of every request first."""
+
+    def __init__(self, look: Callable[[httpx2.Request], None]) -> None:
+        super().__init__()
+        self._look = look
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        request.read()
+        self._look(request)
+        return super().handle_request(request)
 
 
 @pytest.fixture
@@ -112,6 +126,32 @@ def test_the_model_answers_what_it_was_trained_on(hosted: HostedRun) -> None:
     assert {reply.text for reply in replies} == {"Root cause: consent_update_missing\nFix number 17."}
     assert sorted(reply.k for reply in replies) == list(range(6))
     assert all(reply.tokens == 6 for reply in replies)
+
+
+def test_repeats_of_a_question_are_drawn_anew(hosted: HostedRun, server: ContractServer) -> None:
+    seeds: list[int] = []
+
+    def seen(request: httpx2.Request) -> None:
+        if request.url.path.endswith("/chat/completions"):
+            seeds.append(json.loads(request.content)["seed"])
+
+    model = hosted.start()
+    watched = HostedRun(hosted.settings, transport=Watched(seen))
+    asked = (Message(role="user", content="q"),)
+    prompts = [Prompt(question_id="q", k=k, messages=asked) for k in range(3)]
+    with watched.track.serve([model]) as answerer:
+        seeds.clear()
+        list(answerer.replies(model.model_id, prompts, Decoding(seed=7)))
+    assert sorted(seeds) == [7, 8, 9]
+
+
+def test_a_transport_that_refuses_speaks_for_itself(hosted: HostedRun, server: ContractServer) -> None:
+    def refuse(_request: httpx2.Request) -> None:
+        raise PolicyError("egress to 127.0.0.1 is not allowed")
+
+    with pytest.raises(PolicyError, match="egress to"):
+        HostedRun(hosted.settings, transport=Watched(refuse)).start()
+    assert server.seen == []
 
 
 def test_a_model_that_is_gone_cannot_be_served(hosted: HostedRun, server: ContractServer) -> None:

@@ -295,6 +295,15 @@ def test_without_metadata_a_lost_job_is_found_by_its_file(hosted: HostedRun, ser
     assert len(server.account.jobs) == 1
 
 
+def test_a_provider_that_refuses_the_filter_is_asked_for_all_jobs(
+    hosted: HostedRun, server: ContractServer
+) -> None:
+    server.faults.append(Fault("GET", JOBS, "error before", status=400))
+    server.faults.append(Fault("POST", JOBS, "cut after"))
+    hosted.start()
+    assert len(server.account.jobs) == 1
+
+
 def test_where_the_list_cannot_be_trusted_a_doubt_stops(hosted: HostedRun, server: ContractServer) -> None:
     server.bends.append(Bend("GET", JOBS, lambda answer: answer | {"data": [], "has_more": True}))
     server.faults.append(Fault("POST", JOBS, "cut after"))

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from fine_tune_runner.errors import RunnerError
 from fine_tune_runner.types import Decoding, Prompt, Reply
 
@@ -33,8 +35,10 @@ class HostedAnswerer:
             pool.shutdown(cancel_futures=True)
 
     def _reply(self, model_id: str, prompt: Prompt, decoding: Decoding) -> Reply:
+        # Repeats of a question are drawn anew: the same seed would give the same answer.
+        drawn = msgspec.structs.replace(decoding, seed=decoding.seed + prompt.k)
         try:
-            said = self._wire.chat(model_id, prompt.messages, decoding)
+            said = self._wire.chat(model_id, prompt.messages, drawn)
         except RunnerError as error:
             return Reply(question_id=prompt.question_id, k=prompt.k, error=str(error))
         tokens = said.usage.completion_tokens if said.usage else 0

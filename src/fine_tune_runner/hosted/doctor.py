@@ -18,6 +18,7 @@ from fine_tune_runner.hosted.records import RemoteFile, RemoteJob, RemoteModel
 from fine_tune_runner.hosted.remote import file_name
 from fine_tune_runner.hosted.shutdown import Life, base_of, day, life
 from fine_tune_runner.types import RegistryEntry, State
+from fine_tune_runner.workflow.ledger import Effect
 
 RUN_ID = re.compile(r"([a-z0-9][a-z0-9-]*)-v([1-9][0-9]*)-a-([0-9a-f]{8})-([1-9][0-9]*)")
 ENDS = ("succeeded", "failed", "cancelled")
@@ -131,6 +132,11 @@ def unwatched(
             )
         )
     return found
+
+
+def in_doubt(effects: Iterable[Effect], runs: Mapping[str, State]) -> list[Effect]:
+    """Calls that were cut off and never settled, of runs that no process works on: resuming settles them."""
+    return [e for e in effects if e.state == "intent" and runs.get(e.run_id) != "running"]
 
 
 def run_of(file: RemoteFile) -> str | None:

@@ -243,8 +243,10 @@ class Ledger:
     @contextlib.contextmanager
     def _locked(self, key: str, step: str) -> Iterator[None]:
         self._make_folder()
+        locks = self._folder / "locks"
+        locks.mkdir(exist_ok=True)
         try:
-            with locked(self._folder / f"{key[:16]}.lock", wait_s=LOCK_WAIT_S):
+            with locked(locks / key[:16], wait_s=LOCK_WAIT_S):
                 yield
         except BlockingIOError as error:
             raise RunError(f"{step}: process {error} is doing it; wait for it, or end it") from None
@@ -269,8 +271,8 @@ class Ledger:
             ) from None
 
     def _make_folder(self) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self._folder.chmod(0o700)
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._folder.chmod(0o700)  # it may be there already, made by somebody less careful
 
 
 def _reason(database: sqlite3.Connection, run_id: str) -> str | None:
