@@ -40,8 +40,8 @@ def serve_embedded(
     `base` comes from `bases.with_gguf`. `context` is tokens a slot, `slots` how many prompts are answered at
     once: every slot computes the shared system prompt anew, and on a CPU batching gives nothing back, so 1
     is fastest there (measured on SmolLM2, one thread: 12 prompts of 800 tokens cost 8, 26, 53 CPU-seconds
-    with 1, 4, 8 slots). More threads than free cores make it many times slower. Raises ServingError where an adapter is
-    missing or llama.cpp refuses a file.
+    with 1, 4, 8 slots). More threads than free cores make it many times slower. Raises ServingError where
+    an adapter is missing or llama.cpp refuses a file.
     """
     if base.gguf is None:
         raise ServingError(f"{base.name} has no GGUF yet; make it with bases.with_gguf")
