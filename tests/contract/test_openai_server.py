@@ -12,6 +12,7 @@ from subprocess import PIPE, Popen
 import httpx2
 import openai
 import pytest
+
 from tests.contract.openai_server.description import description
 from tests.contract.openai_server.misbehave import Fault
 from tests.contract.openai_server.server import KEY, ContractServer, serving

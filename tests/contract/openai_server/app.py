@@ -18,6 +18,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+
 from tests.contract.openai_server.account import Account, WireError, page
 from tests.contract.openai_server.description import description
 

@@ -15,10 +15,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
 from tests.contract.openai_server.account import Account
 from tests.contract.openai_server.app import make_app
 from tests.contract.openai_server.misbehave import Bend, Fault, Misbehaving
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 KEY = "-".join(("sk", "contract", "0123456789abcdef"))  # of this server only
 
