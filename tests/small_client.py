@@ -22,6 +22,16 @@ HOLDOUT_WORDS = (
     "abbey brook cliff dolphin engine ferry glacier harbour island jetty kiosk lantern meadow north orchard"
 ).split()
 
+# One thread: two of them collapse where the machine is shared (facts/ollama.md).
+TRAINING = {
+    "epochs": 1,
+    "layers": "all",
+    "rank": 4,
+    "batch_size": 8,
+    "checkpoint_every": 1,
+    "threads": 1,
+}
+
 
 def row(question: str, cause: str, **extra: Any) -> dict[str, Any]:
     """One chat example in the format of spec.md."""
@@ -104,7 +114,7 @@ class Workplace:
             "client_name": "SMALL",
             "track_preference": "b",
             "base_model": str(base),
-            "training": {"epochs": 1, "layers": "all", "rank": 4, "batch_size": 8, "checkpoint_every": 1},
+            "training": TRAINING,
             "eval": {"max_tokens": 24},
         }
         self.write_config()

@@ -46,7 +46,7 @@ def started(place: Workplace, step: str, after: int) -> Callable[[], bool]:
 
 def slow(place: Workplace) -> None:
     """Enough steps to stop in the middle of."""
-    place.write_config(training=place.config["training"] | {"epochs": 8})
+    place.write_config(training=place.config["training"] | {"epochs": 4})
 
 
 def trainers(place: Workplace) -> list[int]:
@@ -99,7 +99,7 @@ def test_kill_9_in_mid_training_goes_on_from_the_checkpoint(place: Workplace) ->
     assert place.run(*SUBMIT).code == 0
     steps = [e["data"]["step"] for e in events(place)[before:] if e["event"] == "train step"]  # type: ignore[index]
     assert steps[0] >= 4, "training began from the start again"
-    assert steps[-1] == 64
+    assert steps[-1] == 32
 
 
 def test_kill_9_of_the_trainer_alone_is_one_line_and_can_be_gone_on_with(place: Workplace) -> None:
@@ -158,7 +158,7 @@ def test_a_second_submit_of_a_live_run_names_run_and_process(place: Workplace) -
 
 
 def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(place: Workplace) -> None:
-    command = ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(place.client)]
+    command = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(place.client)]
     kept = {path.name: path.read_bytes() for path in place.client.iterdir()}
     if subprocess.run(command, check=False, capture_output=True).returncode != 0:
         pytest.skip("mounting a tmpfs needs root")

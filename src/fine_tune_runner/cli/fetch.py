@@ -20,6 +20,7 @@ def fetch_command(names: tuple[str, ...], as_json: bool) -> int:
       fine-tune fetch
       fine-tune fetch smollm2
     """
+    from fine_tune_runner.private.bases import resolve
     from fine_tune_runner.private.fetch import ARTIFACTS, fetch
 
     folder = settings().models_dir
@@ -30,4 +31,9 @@ def fetch_command(names: tuple[str, ...], as_json: bool) -> int:
         else:
             for path in paths:
                 echo(f"✓ {name}: {path}")
+    if "smollm2" in (names or ARTIFACTS):
+        # Converted now, so that the first run does not wait for it.
+        folder_of_base = resolve("smollm2", settings(), offline=True).dir
+        if not as_json:
+            echo(f"✓ smollm2: ready to be trained on, {folder_of_base}")
     return 0

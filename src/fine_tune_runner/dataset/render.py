@@ -95,6 +95,11 @@ class ChatTokenizer:
         self._plans: dict[tuple[str, ...], _Plan] = {}
         self.stop_tokens: tuple[int, ...] = tuple(sorted(self._stops(config)))
 
+    @property
+    def stop_texts(self) -> tuple[str, ...]:
+        """What the model ends its turn with, as a server is told."""
+        return tuple(self._whole.id_to_token(token) or "" for token in self.stop_tokens)
+
     def count(self, rows: Sequence[tuple[Message, ...]]) -> list[tuple[int, int]]:
         """(tokens, tokens with loss) of each row, in order."""
         counts: list[tuple[int, int]] = []

@@ -147,7 +147,7 @@ class Embedded:
     def export(self, context: RunContext) -> Model:
         """Adapter → GGUF LoRA beside it, and a Modelfile for people."""
         from fine_tune_runner.private.export import export_adapter
-        from fine_tune_runner.private.modelfile import write_modelfile
+        from fine_tune_runner.private.modelfile import modelfile
 
         run, dataset = context.run, context.value(Dataset)
         model_id = f"{run.client_id}-client:v{run.version}"
@@ -162,7 +162,22 @@ class Embedded:
         export_adapter(context.attempt_dir / "adapter", self._base.dir, path, stamps)
         relative = str(path.relative_to(context.client_dir))
         context.emit("exported", path=relative, size_mb=path.stat().st_size / 1e6)
-        write_modelfile(context.run_dir / "Modelfile", self._base, dataset, run, relative)
+        record = modelfile(
+            base=self._base.name,
+            adapter=str(path.relative_to(context.run_dir)),
+            system=dataset.system_prompt,
+            template=None,
+            stop=ChatTokenizer(self._base.dir).stop_texts,
+            metadata={
+                "client_id": run.client_id,
+                "version": str(run.version),
+                "account_state_version": dataset.account_state_version,
+                "training_examples": str(dataset.examples),
+                "created": run.created_at.isoformat(),
+            },
+            temperature=self._client.config.eval.temperature,
+        )
+        write_atomic(context.run_dir / "Modelfile", record.encode())
         context.emit("created", model_id=model_id)
         return Model(
             model_id=model_id,
@@ -205,15 +220,13 @@ class Embedded:
             by_base = sorted(models, key=lambda model: model.base_model)
             for name, group in groupby(by_base, key=lambda model: model.base_model):
                 of_base = list(group)
-                base = self._resolve(name)
-                tokenizer = ChatTokenizer(base.dir, base.name)
+                base = bases.with_gguf(self._resolve(name), self._settings)
                 served = serve_embedded(
-                    bases.gguf_of(base, self._settings),
-                    tokenizer,
+                    base,
                     of_base,
                     self._client.dir,
                     threads=self._client.config.training.threads or os.cpu_count() or 1,
-                    context=min(tokenizer.context, SERVED_CONTEXT),
+                    context=min(ChatTokenizer(base.dir).context, SERVED_CONTEXT),
                 )
                 answerer = stack.enter_context(served)
                 answerers |= {model.model_id: answerer for model in of_base}

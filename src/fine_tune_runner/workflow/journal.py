@@ -213,9 +213,7 @@ class JournalContext:
     def check_cancelled(self) -> None:
         """Raise Interrupted where `cancel` was asked for."""
         if self.cancelled():
-            raise Interrupted(
-                f"run {self.run.run_id} was cancelled; go on with: fine-tune resume {self.run.run_id}"
-            )
+            raise Interrupted(f"run {self.run.run_id} was cancelled")
 
 
 @contextlib.contextmanager
@@ -225,10 +223,8 @@ def _outcome(context: JournalContext) -> Iterator[None]:
         yield
     except (KeyboardInterrupt, Interrupted) as error:
         context.emit("run cancelled" if context.cancelled() else "run interrupted")
-        if isinstance(error, Interrupted):
-            raise
-        again = f"go on with: fine-tune resume {context.run.run_id}"
-        raise Interrupted(f"stopped; what was done is kept; {again}") from None
+        what = str(error) or "stopped; what was done is kept"
+        raise Interrupted(f"{what}; go on with: fine-tune resume {context.run.run_id}") from None
     except RunnerError as error:
         with contextlib.suppress(OSError):
             context.emit("run failed", code=error.code, message=str(error))
