@@ -57,7 +57,8 @@ class ContractServer:
 
 
 def _listen() -> tuple[socket.socket, str]:
-    listener = socket.socket()
+    # The protocol is named, for asyncio sets TCP_NODELAY on such sockets only: 40 ms a request otherwise.
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.bind(("127.0.0.1", 0))
     return listener, f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
 
