@@ -362,6 +362,18 @@ def test_paths_that_a_provider_lacks_cost_only_what_they_tell(
     assert (model.training is None) == missing.endswith("content")
 
 
+def test_metrics_that_cannot_be_fetched_now_are_not_deleted(
+    hosted: HostedRun, server: ContractServer
+) -> None:
+    server.faults.append(Fault("GET", "/files/[^/]+/content", "cut before", times=6))
+    with pytest.raises(ProviderError, match="fine-tune resume"):
+        hosted.start()
+    assert len(server.account.files) == 2
+    model = HostedRun(hosted.settings).start()
+    assert model.training is not None
+    assert server.account.files == {}
+
+
 def answers(hosted: HostedRun, model: Model, n: int) -> list[str | None]:
     asked = Message(role="user", content="Since release 17 page 119 shows wrong purchases")
     prompts = [Prompt(question_id=f"q{i}", k=0, messages=(asked,)) for i in range(n)]

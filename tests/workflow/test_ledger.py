@@ -165,6 +165,26 @@ def test_another_request_is_another_effect() -> None:
     assert effect_key("r1", "create", {"a": 1}) != effect_key("r1", "create", {"a": 2})
 
 
+def test_a_run_whose_request_was_changed_is_still_in_doubt(ledger: Ledger, time: Time) -> None:
+    with pytest.raises(Unanswered):
+        ledger.once("r1", "create", {"epochs": 3}, find=lambda: Found(None), create=_cut_off)
+    time.slept.clear()
+    world = Outside()
+    ledger.once("r1", "create", {"epochs": 4}, find=world.find, create=world.create)
+    assert world.looks == 3  # at once, and twice after the doubt was waited out
+    assert [effect.state for effect in ledger.effects()] == ["done"]
+
+
+def test_a_run_whose_request_was_changed_pays_no_second_time(ledger: Ledger) -> None:
+    ledger.once("r1", "create", {"epochs": 3}, find=lambda: Found(None), create=lambda: "job-1")
+    again = ledger.once("r1", "create", {"epochs": 4}, find=lambda: Found(None), create=lambda: "job-2")
+    assert again == "job-1"
+
+
+def _cut_off() -> str:
+    raise Unanswered("cut off")
+
+
 def test_its_folder_is_for_the_owner_only(ledger: Ledger, tmp_path: Path) -> None:
     once(ledger, Outside())
     assert stat.S_IMODE((tmp_path / ".fine-tune").stat().st_mode) == 0o700

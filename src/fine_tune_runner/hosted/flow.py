@@ -274,13 +274,13 @@ class Flow:
             context.check_cancelled()
             try:
                 job = wire.job(hosted.job_id)
+                events = or_else(lambda: wire.events(hosted.job_id), ())
             except (Unanswered, Busy) as error:
                 if (self._clock() - seen).total_seconds() > self._pace.outage_s:
                     raise
                 context.emit("warning", message=f"{error}; the job goes on, asking again")
                 self._pause(context, self._pace.poll_s)
                 continue
-            events = or_else(lambda: wire.events(hosted.job_id), ())
             seen, where, at = self._clock(), phase(self._provider, job.status), progress(events)
             if job.status != last:
                 entered, last = seen, job.status

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from fine_tune_runner.errors import ProviderError
 from fine_tune_runner.types import T
-from fine_tune_runner.workflow.ledger import Found
+from fine_tune_runner.workflow.ledger import Busy, Found, Unanswered
 
 if TYPE_CHECKING:
     from fine_tune_runner.hosted.wire import Wire
@@ -66,8 +66,10 @@ def cancel_job(wire: Wire, job_id: str) -> None:
 
 
 def or_else(call: Callable[[], T], default: D) -> T | D:
-    """What the provider answers, or the default where it does not offer that."""
+    """What the provider answers, or the default where it offers no such thing; what passes still raises."""
     try:
         return call()
+    except (Busy, Unanswered):
+        raise
     except ProviderError:
         return default

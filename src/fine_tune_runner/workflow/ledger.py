@@ -127,8 +127,8 @@ class Ledger:
         on the same effect, ProviderError where nobody can tell whether the effect exists.
         """
         row = _Row(effect_key(run_id, step, request), run_id, step, _sha256(request))
-        with self._locked(row.key, step):
-            known = self._effect(row.key)
+        with self._locked(run_id, step):
+            known = self._effect(run_id, step)
             if known is not None and known.provider_id is not None:
                 return known.provider_id
             doubt = known is not None
@@ -157,7 +157,7 @@ class Ledger:
                 "INSERT OR IGNORE INTO closed VALUES (?, ?, ?)", (run_id, reason, self._clock().isoformat())
             )
         for effect in self.effects(run_id):
-            with self._locked(effect.key, effect.step):
+            with self._locked(run_id, effect.step):
                 pass
 
     def closed(self, run_id: str) -> str | None:
@@ -194,7 +194,7 @@ class Ledger:
 
     def _find_settled(self, find: Callable[[], Found], row: _Row) -> str | None:
         """Two looks once a call in doubt can no longer take effect; only whole ones mean "nothing"."""
-        intent = self._effect(row.key)
+        intent = self._effect(row.run_id, row.step)
         if intent is not None:
             self._sleep(max(0.0, (intent.intent_at + self._settle - self._clock()).total_seconds()))
         for pause in (self._grace_s, 0.0):
@@ -232,21 +232,26 @@ class Ledger:
                 "ON CONFLICT (key) DO UPDATE SET state = 'done', provider_id = ?5, done_at = ?6",
                 (*row, provider_id, self._clock().isoformat()),
             )
+            database.execute(
+                "DELETE FROM effects WHERE run_id = ? AND step = ? AND state = 'intent'",
+                (row.run_id, row.step),
+            )
 
     def _withdraw(self, key: str) -> None:
         with self._open() as database:
             database.execute("DELETE FROM effects WHERE key = ? AND state = 'intent'", (key,))
 
-    def _effect(self, key: str) -> Effect | None:
-        return next((effect for effect in self.effects() if effect.key == key), None)
+    def _effect(self, run_id: str, step: str) -> Effect | None:
+        """The newest effect of a run's step: a run has one of each, even where its request was changed."""
+        return next((effect for effect in reversed(self.effects(run_id)) if effect.step == step), None)
 
     @contextlib.contextmanager
-    def _locked(self, key: str, step: str) -> Iterator[None]:
+    def _locked(self, run_id: str, step: str) -> Iterator[None]:
         self._make_folder()
         locks = self._folder / "locks"
         locks.mkdir(exist_ok=True)
         try:
-            with locked(locks / key[:16], wait_s=LOCK_WAIT_S):
+            with locked(locks / f"{run_id}.{step}", wait_s=LOCK_WAIT_S):
                 yield
         except BlockingIOError as error:
             raise RunError(f"{step}: process {error} is doing it; wait for it, or end it") from None
