@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import click
 
 from fine_tune_runner.cli.common import echo, echo_json, json_option, settings
@@ -31,7 +33,7 @@ def fetch_command(names: tuple[str, ...], as_json: bool) -> int:
         else:
             for path in paths:
                 echo(f"✓ {name}: {path}")
-    if "smollm2" in (names or ARTIFACTS):
+    if "smollm2" in (names or ARTIFACTS) and find_spec("gguf"):
         # Converted now, so that the first run does not wait for it.
         folder_of_base = resolve("smollm2", settings(), offline=True).dir
         if not as_json:
