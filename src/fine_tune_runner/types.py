@@ -26,13 +26,11 @@ Level = Literal["fail", "warn", "info"]
 Status = Literal["eval", "active", "archived", "refused", "held", "failed"]
 State = Literal["running", "finished", "failed", "cancelled", "interrupted"]
 Decision = Literal["promote", "refuse", "hold"]
-# How an answer was judged: "line" = its own `Root cause:` line decided; "committed" = a committed sentence
-# named exactly one label; "nearest" = nearest label by embedding (marked fallback); "contrast" = nearer to
-# its own reference than to those of other causes (approximate); "review" = a person decided;
-# "unresolved" = nothing decided, counted as not recalled.
+# How an answer was judged: its own `Root cause:` line; a committed sentence naming exactly one label; the
+# nearest label by embedding (marked fallback); nearer to its own reference than to those of other causes
+# (approximate); by a person; not at all, counted as not recalled.
 Method = Literal["line", "committed", "nearest", "contrast", "review", "unresolved"]
-# By which score the gate compared: exact match on given or derived labels, contrast, or similarity alone.
-Measure = Literal["recall", "contrast", "similarity"]
+Measure = Literal["recall", "contrast", "similarity"]  # by which score the gate compared
 
 T = TypeVar("T")
 Clock = Callable[[], datetime]  # timezone-aware, UTC
@@ -93,10 +91,7 @@ class TrackChoice(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
-    """One attempt at one version on one track; written once as `run.json`.
-
-    `run_id` is `{client}-v{N}-{track}-{first 8 of dataset_sha256}-{attempt}`, so it can be derived again.
-    """
+    """One attempt: `run.json`; `run_id` is `{client}-v{N}-{track}-{first 8 of dataset_sha256}-{attempt}`."""
 
     run_id: str
     client_id: str
@@ -113,9 +108,8 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
 class Dataset(msgspec.Struct, frozen=True, kw_only=True):
     """A version and its holdout as files and hashes; rows stay on disk.
 
-    `sha256` and `holdout_sha256` are over the normalised content (dataset/fingerprint.py), so a change of
-    white space between JSON tokens or of metadata keys is no new data set. Paths are as the user would type
-    them (below the data folder).
+    Hashes are over the normalised content (dataset/fingerprint.py): white space between JSON tokens and
+    metadata keys do not count. Paths are as the user would type them (below the data folder).
     """
 
     client_id: str
@@ -131,10 +125,7 @@ class Dataset(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing a check has to say: what and where (`message`, `path`, `line`), and what to do (`remedy`).
-
-    `line` counts from 1; None means the whole file. Secrets and personal data are already masked.
-    """
+    """One thing a check has to say, secrets and personal data masked; `line` from 1, None: the whole file."""
 
     check: str
     level: Level
@@ -220,10 +211,9 @@ class TrainingSummary(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True):
-    """A model that exists and can be asked; `artifact` None means the bare base.
+    """A model that exists and can be asked; `artifact` (below the client's folder) None is the bare base.
 
-    `artifact` is relative to the client's folder. `endpoint` None means embedded in this process.
-    `shutdown_date` is the day from which the provider no longer answers.
+    `endpoint` None means embedded here; from `shutdown_date` on the provider no longer answers.
     """
 
     model_id: str
@@ -268,8 +258,8 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """One line of `answers/{version}-{track}.jsonl`: raw text and how it was scored.
 
-    `score` is 1.0 or 0.0 (recall), None where no recall was measured or the call failed. `cause` is the
-    label the answer committed to. `similarity` is the cosine to the reference.
+    `score` is 1.0 or 0.0 (recall or contrast), None for a failed call; `cause` the label committed to;
+    `similarity` the cosine to the reference, of whole answers only.
     """
 
     question_id: str
@@ -286,9 +276,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 class ScoreCard(msgspec.Struct, frozen=True, kw_only=True):
     """The scores of one model on one holdout; fractions in 0..1.
 
-    `recall` is pooled over all answers that came back, None where no label was given or derived (then
-    `contrast` has the approximate share). `similarity_floor` is the mean cosine between references of
-    different rows; `own_reference_share` the share of answers nearest to their own reference.
+    `recall` is pooled over all answers that came back, None without labels (then `contrast` has the
+    approximate share). `similarity_floor` is the mean cosine between references of different rows.
     """
 
     label: str
@@ -317,8 +306,9 @@ class VersionKey(msgspec.Struct, frozen=True, kw_only=True):
 class EvalReport(msgspec.Struct, frozen=True, kw_only=True):
     """A model's scores beside those of the version in service (or of the base, for a first version).
 
-    `previous` None and `previous_key` set means: there is a version in service, and it could not be asked
-    (`not_comparable` says why). `left_out` names holdout rows that are in the other version's training set.
+    `previous` None with `previous_key` set: the version in service could not be asked (`not_comparable`).
+    `left_out` names rows of the other version's training set. `shared` names the only questions that can be
+    compared where the previous version's stored answers stand in for it; empty means all.
     """
 
     client_id: str
@@ -333,10 +323,16 @@ class EvalReport(msgspec.Struct, frozen=True, kw_only=True):
     base: ScoreCard | None = None
     left_out: tuple[str, ...] = ()
     not_comparable: str | None = None
+    shared: tuple[str, ...] = ()
+    answers_per_question: int = 1
+    warnings: tuple[str, ...] = ()
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
-    """What the gate decided, and by what; `compared_with` None means a first version."""
+    """What the gate decided, and by what; `compared_with` None means a first version.
+
+    `p_worse` is P(loss beyond the tolerance); `low` and `high` bound 80 % of the draws (bootstrap.py).
+    """
 
     decision: Decision
     reason: str
@@ -349,6 +345,12 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     lost: tuple[str, ...] = ()
     gained: tuple[str, ...] = ()
     holdout_sha256: str = ""
+    p_worse: float | None = None
+    low: float | None = None
+    high: float | None = None
+    strength: Literal["strong", "weak"] | None = None
+    smallest_visible_drop: float | None = None
+    answers_per_question: int | None = None
 
 
 class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
@@ -432,8 +434,7 @@ class Answerer(Protocol):
 class RunContext(Protocol):
     """What a step is given: the run, its folders, the values of earlier steps, and where to report.
 
-    `client_dir` is `{data}/{client}`, `run_dir` its `runs/{run_id}`, `attempt_dir` the folder for training
-    output below it.
+    `run_dir` is `runs/{run_id}` of `client_dir`, `attempt_dir` the folder for training output below it.
     """
 
     run: Run
@@ -459,9 +460,8 @@ class RunContext(Protocol):
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):
-    """One durable step: `do` gives a value of type `gives`, which is written down under `name`.
-
-    A step that is on record is not run again, so `do` must be safe to start again from its beginning.
+    """One durable step: `do` gives a value of type `gives`, on record under `name` and then not run again;
+    until then it must be safe to start again from its beginning.
     """
 
     name: str
@@ -470,10 +470,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TrackPort(Protocol):
-    """What a track offers; runner.py chooses one from a dict and never asks which it is.
-
-    `title` is what the header says, such as "Track B (embedded)".
-    """
+    """What a track offers; `title` is what the header says, such as "Track B (embedded)"."""
 
     title: str
 
