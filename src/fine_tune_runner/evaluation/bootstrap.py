@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -34,9 +35,21 @@ def p_worse(differences: Sequence[float], tolerance: float, *, seed: int = 0) ->
     """
     if not differences or not all(map(math.isfinite, differences)):
         raise ValueError("p_worse needs at least one difference, and all of them numbers")
-    values = np.sort(np.array([*differences, *PSEUDO], np.float64))
-    digest = hashlib.sha256(values.tobytes() + seed.to_bytes(8, "big", signed=True)).digest()
-    draws = np.random.default_rng(int.from_bytes(digest[:8], "big")).exponential(size=(DRAWS, len(values)))
+    # Rounded, so that 1 - 2/3 and 1/3 are equal.
+    return _posterior(tuple(sorted(round(d, 12) for d in (*differences, *PSEUDO))), tolerance, seed)
+
+
+@lru_cache(maxsize=4096)
+def _posterior(differences: tuple[float, ...], tolerance: float, seed: int) -> tuple[float, float, float]:
+    # Questions with one difference share one weight: Dirichlet(1, ..., 1) summed over equal values is
+    # Dirichlet(counts), which needs far fewer draws.
+    values, counts = np.unique(differences, return_counts=True)
+    digest = hashlib.sha256(
+        values.tobytes() + counts.tobytes() + seed.to_bytes(8, "big", signed=True)
+    ).digest()
+    draws = np.random.default_rng(int.from_bytes(digest[:8], "big")).standard_gamma(
+        counts, size=(DRAWS, len(values))
+    )
     means = (draws @ values) / draws.sum(axis=1)
     low, high = np.quantile(means, [(1 - INTERVAL) / 2, (1 + INTERVAL) / 2])
     # The edge belongs to the tolerance, as in the gate's rule.

@@ -1,7 +1,7 @@
 """The regression guard: promote, refuse or hold. Pure; missing evidence never passes.
 
-`compare` works on two sets of scores by question, so that more answers a question and statements of
-certainty can be added without touching the rule.
+`judge` is the gate over two sets of scores by question; `decide` applies it to a report; `undecided` says
+whether more answers are worth asking for. Certainty is said, and does not decide (facts/evaluation.md).
 """
 
 from __future__ import annotations
@@ -11,8 +11,13 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from fine_tune_runner.types import Decision, EvalReport, ScoreCard, Verdict
+from fine_tune_runner.evaluation.bootstrap import p_worse, smallest_visible_drop
+from fine_tune_runner.types import Decision, EvalReport, Evaluation, Measure, ScoreCard, Verdict, VersionKey
 
+SCHEDULE = (1, 3, 5, 10)  # answers a question; the next stage is asked while the gate is undecided
+SURE = 0.10  # strong below this P(worse), or above 1 less this
+LEAST_SHARED = 5  # fewer questions that both can be compared on say nothing
+MOST_FAILED = 0.10  # share of calls; above it the scores rest on chance
 EPSILON = 1e-9  # 0.35 >= 0.40 - 0.05 is False in floating point
 
 Scores = Mapping[str, Sequence[float]]  # question id → the scores of its answers, each in 0..1
@@ -67,41 +72,142 @@ def passes(delta: float, tolerance: float) -> bool:
     return delta >= -tolerance - EPSILON
 
 
-def decide(report: EvalReport, tolerance: float) -> Verdict:
+def undecided(new: Scores, previous: Scores, tolerance: float) -> bool:
+    """Whether P(worse than the tolerance) lies between .10 and .90; False where nothing can be compared."""
+    compared = compare(new, previous)
+    if isinstance(compared, str) or not _is_tolerance(tolerance):
+        return False
+    return SURE <= p_worse(list(compared.differences.values()), tolerance)[0] <= 1 - SURE
+
+
+def judge(
+    new: Scores,
+    previous: Scores,
+    tolerance: float,
+    *,
+    strict: bool = False,
+    measure: Measure = "recall",
+    than: str = "the previous version",
+) -> Verdict:
+    """The gate on two sets of answers to the same questions; `strict` turns a weak promote into hold.
+
+    The plain rule decides, on the mean over questions. It is strong where P(worse) agrees with it beyond
+    .10 or .90, else weak. Whatever is missing or not a number holds. Raises nothing.
+    """
+    compared = compare(new, previous)
+    if not _is_tolerance(tolerance):
+        compared = f"the tolerance {tolerance} is no fraction"
+    if isinstance(compared, str):
+        return Verdict(decision="hold", reason=compared, measure=measure, tolerance=tolerance)
+    differences = list(compared.differences.values())
+    worse, low, high = p_worse(differences, tolerance)
+    decision: Decision = "promote" if passes(compared.delta, tolerance) else "refuse"
+    strong = worse < SURE if decision == "promote" else worse > 1 - SURE
+    reason = (
+        f"{measure} {compared.new:.3f} against {compared.previous:.3f} of {than} "
+        f"({compared.delta:+.3f}, tolerance {tolerance:g})"
+    )
+    if not strong:
+        reason += f"; weak: {worse:.0%} likely worse than that"
+        if strict and decision == "promote":
+            decision, reason = "hold", f"{reason}, and weak evidence does not promote under --strict"
+    return Verdict(
+        decision=decision,
+        reason=reason,
+        measure=measure,
+        tolerance=tolerance,
+        new=compared.new,
+        previous=compared.previous,
+        delta=compared.delta,
+        lost=compared.lost,
+        gained=compared.gained,
+        p_worse=worse,
+        low=low,
+        high=high,
+        strength="strong" if strong else "weak",
+        smallest_visible_drop=smallest_visible_drop(differences),
+        answers_per_question=max(map(len, [*new.values(), *previous.values()])),
+    )
+
+
+def decide(report: EvalReport, tolerance: float, *, strict: bool = False) -> Verdict:
     """Promote, refuse or hold, by the report's measure and the same questions on both sides.
 
     A first version is promoted once every question of it was answered. Whatever is missing or not a number
     holds. Raises nothing.
     """
-    new = _card_fault(report.new, report)
-    if new:
-        return _verdict(report, tolerance, "hold", f"the new version cannot be judged: {new}")
-    if report.not_comparable:
-        return _verdict(report, tolerance, "hold", report.not_comparable)
-    if not math.isfinite(tolerance) or tolerance < 0:
-        return _verdict(report, tolerance, "hold", f"the tolerance {tolerance} is no fraction")
-    if report.previous is None and report.previous_key is not None:
-        return _verdict(report, tolerance, "hold", f"{_name(report)} could not be asked")
+    fault = _fault(report, tolerance)
+    if fault is not None:
+        return _of(report, "hold", fault, tolerance)
     if report.previous is None:
-        return _verdict(report, tolerance, "promote", "first version: nothing in service to compare with")
-    previous = _card_fault(report.previous, report)
-    if previous:
-        return _verdict(report, tolerance, "hold", f"{_name(report)} cannot be judged: {previous}")
-    if report.new.fingerprint != report.previous.fingerprint:
-        return _verdict(report, tolerance, "hold", "the two versions were scored in different ways")
-    compared = compare(_as_scores(report.new), _as_scores(report.previous))
-    if isinstance(compared, str):
-        return _verdict(report, tolerance, "hold", compared)
-    passed = passes(compared.delta, tolerance)
-    reason = (
-        f"{report.measure} {compared.new:.3f} against {compared.previous:.3f} of {_name(report)} "
-        f"({compared.delta:+.3f}, tolerance {tolerance:g})"
+        return _of(report, "promote", "first version: nothing in service to compare with", tolerance)
+    new, previous = ({q: (s,) for q, s in c.per_question.items()} for c in (report.new, report.previous))
+    if report.shared:
+        new = {question: new[question] for question in report.shared if question in new}
+    verdict = judge(new, previous, tolerance, strict=strict, measure=report.measure, than=_name(report))
+    return msgspec.structs.replace(
+        verdict,
+        compared_with=report.previous_key,
+        holdout_sha256=report.holdout_sha256,
+        answers_per_question=report.answers_per_question,
     )
-    return _verdict(report, tolerance, "promote" if passed else "refuse", reason, compared)
 
 
-def _as_scores(card: ScoreCard) -> Scores:
-    return {question: (value,) for question, value in card.per_question.items()}
+def _of(report: EvalReport, decision: Decision, reason: str, tolerance: float) -> Verdict:
+    return Verdict(
+        decision=decision,
+        reason=reason,
+        measure=report.measure,
+        tolerance=tolerance,
+        compared_with=report.previous_key,
+        holdout_sha256=report.holdout_sha256,
+    )
+
+
+def _fault(report: EvalReport, tolerance: float) -> str | None:
+    """Why nothing can be compared; None where a first version, or two cards, are sound."""
+    if new := _card_fault(report.new, report):
+        return f"the new version cannot be judged: {new}"
+    if report.not_comparable:
+        return report.not_comparable
+    if not _is_tolerance(tolerance):
+        return f"the tolerance {tolerance} is no fraction"
+    if report.previous is None:
+        return f"{_name(report)} could not be asked" if report.previous_key is not None else None
+    if previous := _card_fault(report.previous, report):
+        return f"{_name(report)} cannot be judged: {previous}"
+    if report.new.fingerprint != report.previous.fingerprint:
+        return "the two versions were scored in different ways"
+    if report.shared and len(report.shared) < LEAST_SHARED:
+        return f"only {len(report.shared)} questions are shared; {LEAST_SHARED} are needed"
+    return None
+
+
+def behind_best(
+    key: VersionKey, verdict: Verdict, evaluations: Mapping[VersionKey, Evaluation], tolerance: float
+) -> str | None:
+    """A warning where small steps down, each within the tolerance, add up to more than it; else None.
+
+    `evaluations` are the registry's. Each stored change was measured on one set of questions, so the changes
+    from the best version to this one are added up; scores of different holdouts are never compared.
+    """
+    total, worst, best = 0.0, 0.0, key
+    step, seen = verdict, {key}
+    while step.compared_with is not None and step.delta is not None and step.compared_with not in seen:
+        total += step.delta
+        seen.add(step.compared_with)
+        if total < worst:
+            worst, best = total, step.compared_with
+        if step.compared_with not in evaluations:
+            break
+        step = evaluations[step.compared_with].verdict
+    if best in (key, verdict.compared_with) or passes(worst, tolerance):
+        return None
+    return (
+        f"v{key.version} (track {key.track}) is {100 * -worst:.0f} points below v{best.version} "
+        f"(track {best.track}), the best so far, by steps that were measured one by one; "
+        "consider a rollback to it"
+    )
 
 
 def _card_fault(card: ScoreCard, report: EvalReport) -> str | None:
@@ -111,6 +217,8 @@ def _card_fault(card: ScoreCard, report: EvalReport) -> str | None:
     if len(card.per_question) != card.questions:
         missing = card.questions - len(card.per_question)
         return f"{missing} of {card.questions} questions have no answer ({card.failed} calls failed)"
+    if card.failed > MOST_FAILED * (card.failed + card.answers):
+        return f"{card.failed} of {card.failed + card.answers} calls failed; evaluate again"
     if card.fingerprint and card.fingerprint != report.fingerprint:
         return f"scored as {card.fingerprint}, the report as {report.fingerprint}; score the answers again"
     pooled = {"recall": card.recall, "contrast": card.contrast, "similarity": card.similarity}[report.measure]
@@ -118,24 +226,6 @@ def _card_fault(card: ScoreCard, report: EvalReport) -> str | None:
         return f"its {report.measure} is {pooled}"
     broken = sorted(q for q, value in card.per_question.items() if not _is_score(value))
     return f"a score that is no number from 0 to 1: {_some(broken)}" if broken else None
-
-
-def _verdict(
-    report: EvalReport, tolerance: float, decision: Decision, reason: str, compared: Comparison | None = None
-) -> Verdict:
-    return Verdict(
-        decision=decision,
-        reason=reason,
-        measure=report.measure,
-        tolerance=tolerance,
-        new=compared.new if compared else None,
-        previous=compared.previous if compared else None,
-        delta=compared.delta if compared else None,
-        compared_with=report.previous_key,
-        lost=compared.lost if compared else (),
-        gained=compared.gained if compared else (),
-        holdout_sha256=report.holdout_sha256,
-    )
 
 
 def _name(report: EvalReport) -> str:
@@ -146,6 +236,10 @@ def _name(report: EvalReport) -> str:
 def _is_score(value: float) -> bool:
     # Cosines may exceed 1 by a rounding error and lie below 0.
     return math.isfinite(value) and -1 - 1e-6 <= value <= 1 + 1e-6
+
+
+def _is_tolerance(value: float) -> bool:
+    return math.isfinite(value) and value >= 0
 
 
 def _mean(values: Sequence[float]) -> float:
