@@ -20,6 +20,7 @@ from fine_tune_runner.types import (
     Model,
     Prompt,
     Reply,
+    Run,
     RunContext,
     Step,
     Tokenizer,
@@ -62,12 +63,15 @@ class Scripted:
 
     title = "Track B (scripted)"
 
-    def __init__(self, script: Script, cost_usd: float = 0.0, track: str = "B") -> None:
+    def __init__(self, script: Script, cost_usd: float | None = 0.0, track: str = "B") -> None:
         self.script = script
         self.cost_usd = cost_usd
         self.track = track
         self.trained: list[int] = []
         self.reason: str | None = None
+        self.end: str | None = None
+        self.cancelled: list[str] = []
+        self.forgotten: list[str] = []
 
     def maker(self) -> Callable[[Settings, Client], Scripted]:
         """As `runner.TRACKS` wants it."""
@@ -112,6 +116,22 @@ class Scripted:
             if int(model.model_id[1:]) not in self.script:
                 raise ServingError(f"{model.model_id} was switched off")
         yield self
+
+    def month_usd(
+        self, model: Model, input_tokens: float, output_tokens: float, answers: int
+    ) -> float | None:
+        return 0.0
+
+    def ended(self, run: Run) -> str | None:
+        return self.end
+
+    def cancel(self, run: Run) -> str | None:
+        self.cancelled.append(run.run_id)
+        return "stopped elsewhere"
+
+    def forget(self, run_ids: Sequence[str], model_ids: Sequence[str]) -> tuple[str, ...]:
+        self.forgotten += [*run_ids, *model_ids]
+        return tuple(model_ids)
 
     def replies(self, model_id: str, prompts: Iterable[Prompt], decoding: Decoding) -> Iterator[Reply]:
         """As the script says; None is a call that failed."""

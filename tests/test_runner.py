@@ -266,6 +266,64 @@ def test_a_cost_limit_stops_before_training(desk: Desk) -> None:
     assert desk.track.trained == []
 
 
+def test_a_cost_limit_cannot_be_kept_where_the_price_is_unknown(desk: Desk) -> None:
+    desk.track.cost_usd = None
+    with pytest.raises(PolicyError, match=r"made up, so --max-cost 10.00 cannot be kept; nothing was sent"):
+        desk.runner().submit("small", 1, max_cost_usd=10.0)
+    assert desk.track.trained == []
+    asked: list[Estimate] = []
+    desk.runner(confirm=lambda estimate: asked.append(estimate) is None).submit("small", 1)
+    assert [estimate.cost_usd for estimate in asked] == [None]
+
+
+def test_a_raised_cost_limit_counts_for_the_run_that_it_stopped(desk: Desk) -> None:
+    desk.track.cost_usd = 12.5
+    with pytest.raises(PolicyError):
+        desk.runner().submit("small", 1, max_cost_usd=10.0)
+    job = desk.runner().submit("small", 1, max_cost_usd=20.0)
+    assert (job.state, job.run_id[-2:]) == ("finished", "-1")
+
+
+def test_a_run_that_was_begun_goes_on_where_the_track_takes_no_new_ones(desk: Desk) -> None:
+    desk.track.cost_usd = 12.5
+    with pytest.raises(Interrupted):
+        desk.runner(confirm=lambda estimate: False).submit("small", 1)
+    desk.track.reason = "closed since 2027-01-06"
+    assert desk.runner().submit("small", 1).state == "finished"
+    with pytest.raises(PolicyError, match="closed since"):
+        desk.runner().submit("small", 1, again=True)
+
+
+def test_a_run_at_its_end_points_to_another_attempt(desk: Desk) -> None:
+    desk.track.cost_usd = 12.5
+    with pytest.raises(Interrupted):
+        desk.runner(confirm=lambda estimate: False).submit("small", 1)
+    desk.track.end = "job ftjob-1 failed"
+    with pytest.raises(RunError, match=r"-1 is at its end \(job ftjob-1 failed\); .* --again"):
+        desk.runner().submit("small", 1)
+    assert desk.runner().submit("small", 1, again=True).run_id[-2:] == "-2"
+
+
+def test_cancel_stops_what_goes_on_elsewhere_and_says_what_is_true_there(desk: Desk) -> None:
+    desk.track.cost_usd = 12.5
+    with pytest.raises(Interrupted):
+        desk.runner(confirm=lambda estimate: False).submit("small", 1)
+    (state,) = desk.runner().engine.runs()
+    assert desk.runner().cancel(state.run.run_id) == "stopped elsewhere"
+    assert desk.track.cancelled == [state.run.run_id]
+    assert desk.runner().poll(state.run.run_id).state == "cancelled"
+
+
+def test_a_run_that_this_disk_lost_is_begun_again_by_its_name(desk: Desk) -> None:
+    run = desk.runner().run_for(Request(client_id="small", version=1))
+    named = desk.runner().named(run.run_id[:-1] + "2")
+    assert (named.attempt, named.dataset_sha256, named.track) == (2, run.dataset_sha256, "B")
+    with pytest.raises(DataError, match="not what run small-v2-b-00000000-1 began with"):
+        desk.runner().named("small-v2-b-00000000-1")
+    with pytest.raises(RunError, match="unknown"):
+        desk.runner().named("small")
+
+
 def test_money_is_asked_for_once_and_a_no_sends_nothing(desk: Desk) -> None:
     desk.track.cost_usd = 12.5
     with pytest.raises(Interrupted, match="nothing was sent"):

@@ -28,6 +28,7 @@ LAYERS = {
     "files": 0,
     "types": 0,
     "settings": 1,
+    "ports": 1,
     "policy": 2,
     "dataset": 3,
     "registry": 4,

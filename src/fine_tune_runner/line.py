@@ -18,6 +18,7 @@ from fine_tune_runner.dataset.taxonomy import load_taxonomy
 from fine_tune_runner.dataset.validate import check
 from fine_tune_runner.errors import DataError, Interrupted, PolicyError, RegistryError
 from fine_tune_runner.files import write_atomic
+from fine_tune_runner.ports import TrackPort
 from fine_tune_runner.registry import edits
 from fine_tune_runner.registry.store import Registry
 from fine_tune_runner.settings import Client, Settings
@@ -37,7 +38,6 @@ from fine_tune_runner.types import (
     Status,
     Step,
     Track,
-    TrackPort,
     Verdict,
     VersionKey,
 )
@@ -118,7 +118,7 @@ class Line:
         return check(self._client, version, tokenizer=tokenizer, embedder=embedder, taxonomy=taxonomy)
 
     def estimate(self, context: RunContext) -> Estimate:
-        """Findings → Estimate; PolicyError above the cost limit."""
+        """Findings → Estimate; PolicyError above the cost limit, or where there is one and no known price."""
         dataset, findings = context.value(Dataset), context.value(Findings)
         if findings.tokens is None:
             raise DataError(
@@ -126,13 +126,18 @@ class Line:
             )
         estimate = self._track.estimate(dataset, findings.tokens)
         context.emit("estimated", **msgspec.to_builtins(estimate))
-        limit = context.run.max_cost_usd
-        if limit is not None and estimate.cost_usd > limit:
+        limit, cost = context.run.max_cost_usd, estimate.cost_usd
+        if limit is not None and cost is None:
             raise PolicyError(
-                f"estimated cost ${estimate.cost_usd:.2f} is above --max-cost {limit:.2f}; nothing was sent. "
+                f"{estimate.price_source}, so --max-cost {limit:.2f} cannot be kept; nothing was sent. "
+                "Leave --max-cost out to be asked instead"
+            )
+        if limit is not None and cost is not None and cost > limit:
+            raise PolicyError(
+                f"estimated cost ${cost:.2f} is above --max-cost {limit:.2f}; nothing was sent. "
                 "Raise the limit, or train fewer epochs (training.epochs in config.json)"
             )
-        if estimate.cost_usd > 0 and not self._confirm(estimate):
+        if cost != 0 and not self._confirm(estimate):
             raise Interrupted("not started; nothing was sent")
         return estimate
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -27,6 +28,7 @@ from fine_tune_runner.errors import (
 )
 from fine_tune_runner.line import Line, model_of
 from fine_tune_runner.policy.track import choose_track
+from fine_tune_runner.ports import TrackPort
 from fine_tune_runner.registry import edits
 from fine_tune_runner.registry.store import Registry
 from fine_tune_runner.settings import Client, Settings, load_account_state, load_client
@@ -50,7 +52,6 @@ from fine_tune_runner.types import (
     Step,
     Track,
     TrackChoice,
-    TrackPort,
     Verdict,
     VersionKey,
 )
@@ -58,6 +59,7 @@ from fine_tune_runner.workflow.engine import Engine, Event, RunState
 from fine_tune_runner.workflow.journal import Journal
 
 TrackMaker = Callable[[Settings, Client], TrackPort]
+RUN_ID = re.compile(r"([a-z0-9][a-z0-9-]*)-v([1-9][0-9]*)-([ab])-([0-9a-f]{8})-([1-9][0-9]*)")
 
 
 def _hosted(settings: Settings, client: Client) -> TrackPort:
@@ -170,25 +172,50 @@ class FineTuneRunner:
         """
         client, dataset, choice = self.plan(request)
         track_port = self._tracks[choice.track](self.settings, client)
+        attempts = self._attempts(client, dataset, choice.track)
+        last = attempts[-1] if attempts else None
+        if last and not request.again:
+            # A run that was begun goes on, whether or not the track would take a new one today.
+            if last.state != "finished" and (reason := track_port.ended(last.run)):
+                raise RunError(
+                    f"run {last.run.run_id} is at its end ({reason}); another attempt: "
+                    "the same command with --again"
+                )
+            return msgspec.structs.replace(last.run, max_cost_usd=request.max_cost_usd)
+        if last and last.state == "running":
+            raise RunError(f"run {last.run.run_id} is alive in process {last.pid}")
         if reason := track_port.unavailable():
             raise PolicyError(f"Track {choice.track} ({choice.reason}) is not available: {reason}")
-        attempts = self._attempts(client, dataset, choice.track)
-        if attempts and not request.again:
-            return attempts[-1].run
-        if attempts and attempts[-1].state == "running":
-            raise RunError(f"run {attempts[-1].run.run_id} is alive in process {attempts[-1].pid}")
-        attempt = attempts[-1].run.attempt + 1 if attempts else 1
-        return Run(
-            run_id=f"{client.id}-v{dataset.version}-{choice.track.lower()}-{dataset.sha256[:8]}-{attempt}",
-            client_id=client.id,
-            version=dataset.version,
-            track=choice.track,
-            track_reason=choice.reason,
-            attempt=attempt,
-            dataset_sha256=dataset.sha256,
-            created_at=self._clock(),
-            who=self.who,
-            max_cost_usd=request.max_cost_usd,
+        run = self._run(client, dataset, choice, last.run.attempt + 1 if last else 1)
+        return msgspec.structs.replace(run, max_cost_usd=request.max_cost_usd)
+
+    def named(self, run_id: str) -> Run:
+        """The run of that name; one that this disk lost is begun again under it, to find what it paid for.
+
+        Raises RunError for a name that is none, DataError where the content is not the one it names.
+        """
+        known = [state.run for state in self.engine.runs() if state.run.run_id == run_id]
+        name = RUN_ID.fullmatch(run_id)
+        if known or name is None:
+            return known[0] if known else self.engine.find(run_id).run
+        track: Track = "A" if name[3] == "a" else "B"
+        request = Request(client_id=name[1], version=int(name[2]), track=track)
+        client, dataset, choice = self.plan(request)
+        if dataset.sha256[:8] != name[4]:
+            raise DataError(
+                f"{dataset.train_path}: its content is not what run {run_id} began with; restore it"
+            )
+        return self._run(client, dataset, choice, int(name[5]))
+
+    def cancel(self, run_id: str) -> str:
+        """Stop a run, also where it goes on elsewhere; in words, what that means for it."""
+        self.engine.cancel(run_id)
+        run = self.engine.find(run_id).run
+        port = self._tracks[run.track](self.settings, load_client(self.settings, run.client_id))
+        # Once there is a model, nothing goes on elsewhere, and what was paid for is kept.
+        said = port.cancel(run) if self.engine.value(run_id, Model) is None else None
+        return said or (
+            f"{run_id} was asked to stop; what it did is kept, go on with it: fine-tune resume {run_id}"
         )
 
     def plan(self, request: Request) -> tuple[Client, Dataset, TrackChoice]:
@@ -217,7 +244,9 @@ class FineTuneRunner:
     def poll(self, job_id: str) -> JobStatus:
         """How far a run is; `job_id` is its run id."""
         state = self.engine.find(job_id)
-        progress = [event.data for event in self.engine.events(job_id) if event.event == "train step"]
+        progress = [
+            event.data for event in self.engine.events(job_id) if event.event in ("train step", "job status")
+        ]
         data = progress[-1] if progress else {}
         return JobStatus(
             run_id=job_id,
@@ -396,6 +425,19 @@ class FineTuneRunner:
 
     def _plan(self, run: Run) -> Sequence[Step]:
         return self._line(load_client(self.settings, run.client_id), run.track).steps()
+
+    def _run(self, client: Client, dataset: Dataset, choice: TrackChoice, attempt: int) -> Run:
+        return Run(
+            run_id=f"{client.id}-v{dataset.version}-{choice.track.lower()}-{dataset.sha256[:8]}-{attempt}",
+            client_id=client.id,
+            version=dataset.version,
+            track=choice.track,
+            track_reason=choice.reason,
+            attempt=attempt,
+            dataset_sha256=dataset.sha256,
+            created_at=self._clock(),
+            who=self.who,
+        )
 
     def _attempts(self, client: Client, dataset: Dataset, track: Track) -> list[RunState]:
         """The runs of this version on this track, oldest first; DataError where its content changed."""

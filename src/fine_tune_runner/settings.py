@@ -100,6 +100,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     openai_base_url: str | None
     ollama_host: str | None
     tolerance: float
+    poll_s: float = 60.0  # seconds between two looks at a hosted job
     sources: dict[str, str]
 
 
@@ -135,6 +136,13 @@ def _tolerance(text: str) -> float:
     return value
 
 
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 3600:
+        raise ValueError("give seconds, above 0 and up to 3600, such as 60")
+    return value
+
+
 def _url(text: str) -> str:
     if not re.match(r"(https?|ssh)://[^\s/]+", text):
         raise ValueError("give a URL with its scheme, such as http://127.0.0.1:11434")
@@ -149,6 +157,7 @@ FIELDS: tuple[tuple[str, str, str | None, Any], ...] = (
     ("openai_base_url", "OPENAI_BASE_URL", None, _url),
     ("ollama_host", "OLLAMA_HOST", None, _url),
     ("tolerance", "EVAL_REGRESSION_TOLERANCE", "0.05", _tolerance),
+    ("poll_s", "FINE_TUNE_POLL_INTERVAL", "60", _seconds),
 )
 
 

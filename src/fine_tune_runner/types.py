@@ -9,7 +9,6 @@ has one. Nothing in here reads a file, opens a socket or knows a track.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from datetime import date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
@@ -166,7 +165,7 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
     tokens_per_epoch: int
     epochs: int
     steps: int
-    cost_usd: float
+    cost_usd: float | None
     price_source: str
     duration_s: float | None = None
 
@@ -467,33 +466,3 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     gives: type
     do: Callable[[RunContext], Any]
-
-
-class TrackPort(Protocol):
-    """What a track offers; `title` is what the header says, such as "Track B (embedded)"."""
-
-    title: str
-
-    def unavailable(self) -> str | None:
-        """Why this track cannot take a run now, with the remedy; None where it can."""
-        ...
-
-    def tokenizer(self) -> Tokenizer:
-        """The base model's own."""
-        ...
-
-    def estimate(self, dataset: Dataset, tokens: TokenStats) -> Estimate:
-        """Epochs, steps, price and time of a run on this track."""
-        ...
-
-    def steps(self) -> Sequence[Step]:
-        """The steps from a checked data set to a `Model`, which the last one gives."""
-        ...
-
-    def base(self) -> Model:
-        """The bare base model, to be asked beside a first version."""
-        ...
-
-    def serve(self, models: Sequence[Model]) -> AbstractContextManager[Answerer]:
-        """Load models for asking; ServingError where one of them cannot be called any more."""
-        ...

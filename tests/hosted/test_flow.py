@@ -217,7 +217,10 @@ def test_cancel_stops_the_job_and_deletes_the_file(hosted: HostedRun, server: Co
     def cancel(event: Event) -> None:
         if event.event == "job status" and event.data["status"] == "running":
             hosted.journal.cancel(hosted.run().run_id)
-            assert hosted.track.cancel(hosted.run()) == tuple(server.account.jobs)
+            said = hosted.track.cancel(hosted.run()) or ""
+            (job_id,) = server.account.jobs
+            assert f"job {job_id} no longer runs at OpenAI" in said
+            assert "submit --client hre --version 3 --track a --again" in said
 
     with pytest.raises(Interrupted):
         HostedRun(hosted.settings, listener=cancel).start()

@@ -10,9 +10,10 @@ from typing import Any
 import click
 import msgspec
 
+from fine_tune_runner.errors import UsageError
 from fine_tune_runner.runner import FineTuneRunner
 from fine_tune_runner.settings import Settings, load_settings
-from fine_tune_runner.types import Track
+from fine_tune_runner.types import Estimate, Track
 
 MARKS = {
     "active": ("● active", "green"),
@@ -44,14 +45,35 @@ def notice(text: str) -> None:
     echo(f"Note: {text}", err=True, fg="yellow")
 
 
-def settings() -> Settings:
-    """The machine's settings, from the environment and .env."""
-    return load_settings(os.environ)
+def settings(poll_s: float | None = None) -> Settings:
+    """The machine's settings, from the environment and .env; `poll_s` counts for more where it is given."""
+    found = load_settings(os.environ)
+    return found if poll_s is None else msgspec.structs.replace(found, poll_s=poll_s)
 
 
-def runner(**words: Any) -> FineTuneRunner:
+def runner(poll_s: float | None = None, **words: Any) -> FineTuneRunner:
     """The library over this machine's settings."""
-    return FineTuneRunner(settings(), notice=notice, **words)
+    return FineTuneRunner(settings(poll_s), notice=notice, **words)
+
+
+def money(estimate: Estimate) -> str:
+    """The price of a run as a person reads it."""
+    if estimate.cost_usd is None:
+        return f"an unknown price ({estimate.price_source})"
+    return f"about ${estimate.cost_usd:.2f} ({estimate.price_source})"
+
+
+def confirm(yes: bool) -> Callable[[Estimate], bool]:
+    """What is asked before a run that costs money: once on a terminal; `yes` answers."""
+
+    def ask(estimate: Estimate) -> bool:
+        if yes:
+            return True
+        if not interactive():
+            raise UsageError(f"this run costs {money(estimate)}; say --yes to start it")
+        return click.confirm(f"This run costs {money(estimate)}. Start it?")
+
+    return ask
 
 
 def interactive() -> bool:
@@ -100,6 +122,22 @@ def track_option(command: Command) -> Command:
         type=click.Choice(["a", "b"], case_sensitive=False),
         callback=_track,
         help="a: hosted, b: own hardware.",
+    )(command)
+
+
+def yes_option(command: Command) -> Command:
+    """`--yes`."""
+    return click.option("--yes", is_flag=True, help="Do not ask before a run that costs money.")(command)
+
+
+def poll_option(command: Command) -> Command:
+    """`--poll-interval SECONDS`."""
+    return click.option(
+        "--poll-interval",
+        "poll_s",
+        type=click.FloatRange(min=0, max=3600, min_open=True),
+        metavar="SECONDS",
+        help="How often to look at a hosted job (60).",
     )(command)
 
 

@@ -6,20 +6,22 @@ import click
 
 from fine_tune_runner.cli.common import (
     client_option,
+    confirm,
     echo,
     echo_json,
-    interactive,
     json_option,
+    money,
     notice,
+    poll_option,
     runner,
     settings,
     track_option,
     version_option,
+    yes_option,
 )
 from fine_tune_runner.cli.transcript import RULE, JsonLines, Transcript
-from fine_tune_runner.errors import UsageError
 from fine_tune_runner.settings import load_client
-from fine_tune_runner.types import Estimate, Job, Purpose, RegistryEntry, Request, Track
+from fine_tune_runner.types import Job, Purpose, RegistryEntry, Request, Track
 
 EXIT_CODES = {"promote": 0, "refuse": 3, "hold": 4}
 
@@ -32,7 +34,8 @@ EXIT_CODES = {"promote": 0, "refuse": 3, "hold": 4}
 @click.option("--max-cost", type=click.FloatRange(min=0), metavar="USD", help="Refuse above this estimate.")
 @click.option("--again", is_flag=True, help="A new attempt at a version that was refused, held or failed.")
 @click.option("--dry-run", is_flag=True, help="Check and estimate only: nothing is sent, trained or written.")
-@click.option("--yes", is_flag=True, help="Do not ask before a run that costs money.")
+@poll_option
+@yes_option
 @json_option
 def submit_command(
     client_id: str,
@@ -42,6 +45,7 @@ def submit_command(
     max_cost: float | None,
     again: bool,
     dry_run: bool,
+    poll_s: float | None,
     yes: bool,
     as_json: bool,
 ) -> int:
@@ -53,6 +57,7 @@ def submit_command(
     Examples:
       fine-tune submit --client teleios --version 1
       fine-tune submit --client hre --version 3 --track b --dry-run
+      fine-tune submit --client hre --version 3 --track a --max-cost 15 --yes
       fine-tune submit --client hre --version 3 --again --json
     """
     request = Request(
@@ -66,17 +71,9 @@ def submit_command(
     if dry_run:
         return preview(request, as_json)
 
-    def confirm(estimate: Estimate) -> bool:
-        if yes:
-            return True
-        if not interactive():
-            raise UsageError(f"this run costs about ${estimate.cost_usd:.2f}; say --yes to start it")
-        price = f"${estimate.cost_usd:.2f} ({estimate.price_source})"
-        return click.confirm(f"This run costs about {price}. Start it?")
-
     name = load_client(settings(), client_id).name
     listener = JsonLines() if as_json else Transcript(name)
-    line = runner(listener=listener, confirm=confirm)
+    line = runner(poll_s, listener=listener, confirm=confirm(yes))
     try:
         run = line.run_for(request)
         if not as_json:
@@ -107,7 +104,7 @@ def preview(request: Request, as_json: bool) -> int:
         )
         tokens = f"{estimate.tokens_per_epoch} an epoch, {estimate.epochs} epochs"
         echo(f"Tokens:   {tokens}, {estimate.steps} steps")
-        echo(f"Cost:     ${estimate.cost_usd:.2f} ({estimate.price_source})")
+        echo(f"Cost:     {money(estimate)}")
         echo(f"Time:     {minutes}")
     echo("Dry run: nothing was sent, trained or written.")
     return int(found.findings.failed)

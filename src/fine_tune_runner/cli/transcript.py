@@ -60,6 +60,7 @@ class Transcript:
             "promoted": self._promoted,
             "archived": lambda d, _: self._tick(f"Archiving v{d['key']['version']}...", "archived"),
             "alert": self._alert,
+            "warning": self._warning,
         }
 
     def __call__(self, event: Event) -> None:
@@ -176,6 +177,9 @@ class Transcript:
         words = {"refuse": "refused", "hold": "held"}[data["decision"]]
         self._tick("Promoting to active...", f"{words}: {data['reason']}", mark="✗")
         echo(f"ALERT {event.run_id}: v{data['key']['version']} {words}: {data['reason']}", err=True, fg="red")
+
+    def _warning(self, data: Data, _event: Event) -> None:
+        echo(f"Warning: {data['message']}", err=True, fg="yellow")
 
     def _start_bar(self, what: str, total: int) -> None:
         if not self._live:

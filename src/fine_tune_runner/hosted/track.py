@@ -16,7 +16,7 @@ from fine_tune_runner.errors import PolicyError, ServingError
 from fine_tune_runner.hosted import cost, shutdown
 from fine_tune_runner.hosted.answers import HostedAnswerer
 from fine_tune_runner.hosted.flow import Eligible, Flow, HostedJob, Pace, Trained, Upload, resumable
-from fine_tune_runner.hosted.providers import PROVIDERS, Price, base_model, is_own_host, provider_named
+from fine_tune_runner.hosted.providers import PROVIDERS, base_model, is_own_host, provider_named
 from fine_tune_runner.settings import Client, Settings
 from fine_tune_runner.types import (
     Answerer,
@@ -58,7 +58,7 @@ class Hosted:
     ) -> None:
         self._settings = settings
         self._client = client
-        self._pace = pace or Pace()
+        self._pace = pace or Pace(poll_s=settings.poll_s)
         self._clock = clock
         self._sleep = sleep
         self._transport = transport
@@ -105,16 +105,19 @@ class Hosted:
         return cost.ChatTokens(exact=self._base.startswith(("gpt-4o", "gpt-4.1")))
 
     def estimate(self, dataset: Dataset, tokens: TokenStats) -> Estimate:
-        """Tokens, epochs by the auto rule, price; with none on record the dearest known, and it says so."""
+        """Tokens, epochs by the auto rule, and the price where one is on record."""
         training = self._client.config.training
         epochs = training.epochs or cost.auto_epochs(dataset.examples)
-        price, source = self._price()
+        price = self.provider.prices.get(self._base)
+        source = f"{self.provider.title}'s price of {self.provider.prices_read}"
+        if price is None:
+            source = f"no price of {self._base} at {self.provider.title} is on record"
         return Estimate(
             dataset_sha256=dataset.sha256,
             tokens_per_epoch=tokens.total,
             epochs=epochs,
             steps=cost.optimizer_steps(dataset.examples, epochs, training.batch_size),
-            cost_usd=cost.training_usd(price, tokens.total * epochs),
+            cost_usd=cost.training_usd(price, tokens.total * epochs) if price else None,
             price_source=source,
         )
 
@@ -157,9 +160,27 @@ class Hosted:
                 self._try(wire, model.model_id)
             yield HostedAnswerer(wire)
 
-    def cancel(self, run: Run) -> tuple[str, ...]:
-        """Stop the run's job at the provider, delete its files, let nothing more begin; ids of the jobs."""
-        return self._flow().cancel(run.run_id)
+    def month_usd(
+        self, model: Model, input_tokens: float, output_tokens: float, answers: int
+    ) -> float | None:
+        """By the provider's price of the fine-tuned base; None where none is on record."""
+        provider = PROVIDERS.get(model.provider)
+        price = provider.prices.get(model.base_model) if provider else None
+        return cost.month_usd(price, input_tokens, output_tokens, answers) if price else None
+
+    def ended(self, run: Run) -> str | None:
+        """Why the run was closed in the ledger, where it was."""
+        return self.ledger.closed(run.run_id)
+
+    def cancel(self, run: Run) -> str | None:
+        """Let nothing more of the run begin, stop its job at the provider, delete its files there."""
+        jobs = self._flow().cancel(run.run_id)
+        what = f"job {', '.join(jobs)} no longer runs" if jobs else "no job runs"
+        return (
+            f"{run.run_id} is at its end: {what} at {self.provider.title}, its training file is deleted "
+            f"there; another attempt: fine-tune submit --client {run.client_id} --version {run.version} "
+            "--track a --again"
+        )
 
     def forget(self, run_ids: Sequence[str], model_ids: Sequence[str]) -> tuple[str, ...]:
         """Stop what still runs of a client, delete its files and models at the provider; the models' ids."""
@@ -205,17 +226,6 @@ class Hosted:
         return (
             f"{self._client.id} is sensitive: its data may not leave the private network, nothing was sent; "
             'use --track b, or set "sensitive": false in config.json'
-        )
-
-    def _price(self) -> tuple[Price, str]:
-        price = self.provider.prices.get(self._base)
-        if price is not None:
-            return price, f"{self.provider.title}'s price of {self.provider.prices_read}"
-        known = (price for provider in PROVIDERS.values() for price in provider.prices.values())
-        dearest = max(known, key=lambda p: p.training)
-        return dearest, (
-            f"no price of {self._base} at {self.provider.title} is on record; reckoned with the dearest, "
-            f"${dearest.training:g} per million tokens"
         )
 
     def _try(self, wire: Wire, model_id: str) -> None:

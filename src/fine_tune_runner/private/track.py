@@ -34,6 +34,7 @@ from fine_tune_runner.types import (
     Model,
     Prompt,
     Reply,
+    Run,
     RunContext,
     Step,
     Tokenizer,
@@ -231,6 +232,24 @@ class Embedded:
                 answerer = stack.enter_context(served)
                 answerers |= {model.model_id: answerer for model in of_base}
             yield OneOf(answerers)
+
+    def month_usd(
+        self, model: Model, input_tokens: float, output_tokens: float, answers: int
+    ) -> float | None:
+        """Own hardware has no price an answer."""
+        return 0.0
+
+    def ended(self, run: Run) -> str | None:
+        """Every run here can go on from its checkpoint."""
+        return None
+
+    def cancel(self, run: Run) -> str | None:
+        """Nothing runs elsewhere."""
+        return None
+
+    def forget(self, run_ids: Sequence[str], model_ids: Sequence[str]) -> tuple[str, ...]:
+        """Everything lies in the client's folder."""
+        return ()
 
     def _check_artifact(self, model: Model) -> None:
         if model.artifact is None or model.artifact_sha256 is None:

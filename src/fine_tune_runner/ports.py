@@ -1,0 +1,60 @@
+"""What a track offers: the seam above which nobody asks which track it is.
+
+A track trains, serves and asks one client's versions. Files of runs and registries are not its business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from fine_tune_runner.types import Answerer, Dataset, Estimate, Model, Run, Step, Tokenizer, TokenStats
+
+
+class TrackPort(Protocol):
+    """One client on one track; `title` is what the header says, such as "Track B (embedded)"."""
+
+    title: str
+
+    def unavailable(self) -> str | None:
+        """Why this track cannot take a new run now, with the remedy; None where it can."""
+        ...
+
+    def tokenizer(self) -> Tokenizer:
+        """The base model's own."""
+        ...
+
+    def estimate(self, dataset: Dataset, tokens: TokenStats) -> Estimate:
+        """Epochs, steps, price and time of a run on this track."""
+        ...
+
+    def steps(self) -> Sequence[Step]:
+        """The steps from a checked data set to a `Model`, which the last one gives."""
+        ...
+
+    def base(self) -> Model:
+        """The bare base model, to be asked beside a first version."""
+        ...
+
+    def serve(self, models: Sequence[Model]) -> AbstractContextManager[Answerer]:
+        """Load models for asking; ServingError where one of them cannot be called any more."""
+        ...
+
+    def month_usd(
+        self, model: Model, input_tokens: float, output_tokens: float, answers: int
+    ) -> float | None:
+        """Price of so many answers of that mean length; 0 on own hardware, None where it is not known."""
+        ...
+
+    def ended(self, run: Run) -> str | None:
+        """Why an unfinished run can never go on, so that only another attempt can; None where it can."""
+        ...
+
+    def cancel(self, run: Run) -> str | None:
+        """Stop what of a run goes on elsewhere, and say what that means; None where nothing does."""
+        ...
+
+    def forget(self, run_ids: Sequence[str], model_ids: Sequence[str]) -> tuple[str, ...]:
+        """Delete what a client's runs and models left elsewhere; the models that were there."""
+        ...
