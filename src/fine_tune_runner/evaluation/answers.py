@@ -54,9 +54,19 @@ def collect(
 
     A failed or missing reply is asked for again, twice at most, and then stays as an error. Calls the model.
     """
-    prompts = holdout.prompts(range(k))
+    return ask(answerer, model, holdout.prompts(range(k)), decoding, on_reply)
+
+
+def ask(
+    answerer: Answerer,
+    model: Model,
+    prompts: Sequence[Prompt],
+    decoding: Decoding,
+    on_reply: OnReply | None = None,
+) -> tuple[Reply, ...]:
+    """One reply a prompt, in the order of the prompts; as `collect`."""
     replies: dict[tuple[str, int], Reply] = {}
-    open_prompts: Sequence[Prompt] = prompts
+    open_prompts = prompts
     for attempt in range(RETRIES + 1):
         for reply in answerer.replies(model.model_id, open_prompts, decoding):
             replies[reply.question_id, reply.k] = reply
@@ -105,7 +115,8 @@ def score(
 ) -> tuple[ScoreCard, tuple[Answer, ...]]:
     """Judge every reply by the holdout's measure; the card, and the single answers in question order.
 
-    Replies to questions that the holdout does not have are left out.
+    Replies to questions that the holdout does not have are left out. Under recall a repeat may end after its
+    `Root cause:` line (repeats.py), so similarity is that of first answers only.
     """
     stamp = fingerprint(
         embedder=embedder.fingerprint,
@@ -121,19 +132,24 @@ def score(
     came = [reply for reply in replies if reply.text is not None]
     texts, rows = [str(reply.text) for reply in came], [row_of[reply.question_id] for reply in came]
     references_MD = embedder.embed([question.reference for question in holdout.questions])
-    answers_ND = embedder.embed(texts)
-    cosines = [float(answer @ references_MD[row]) for answer, row in zip(answers_ND, rows, strict=True)]
+    whole = [i for i, reply in enumerate(came) if reply.k == 0 or holdout.measure != "recall"]
+    whole_rows = [rows[i] for i in whole]
+    answers_ND = embedder.embed([texts[i] for i in whole])
+    cosine_of = {
+        i: float(answer @ references_MD[row])
+        for i, answer, row in zip(whole, answers_ND, whole_rows, strict=True)
+    }
     read = _read(texts, rows, holdout, taxonomy, embedder, references_MD)
-    judged = {(r.question_id, r.k): (c, s) for r, c, s in zip(came, read, cosines, strict=True)}
+    judged = {(r.question_id, r.k): (read[i], cosine_of.get(i)) for i, r in enumerate(came)}
     answers = tuple(_answer(r, holdout, row_of, judged.get((r.question_id, r.k)), stamp) for r in replies)
-    nearest_own = own_reference(answers_ND, rows, references_MD)
+    nearest_own = own_reference(answers_ND, whole_rows, references_MD)
     card = summarise(
         answers,
         holdout,
         label=label,
         model_id=model_id,
         similarity_floor=floor(references_MD),
-        own_reference_share=float(nearest_own.mean()) if came else None,
+        own_reference_share=float(nearest_own.mean()) if whole else None,
     )
     return card, answers
 
@@ -142,7 +158,7 @@ def _answer(
     reply: Reply,
     holdout: Holdout,
     row_of: dict[str, int],
-    judged: tuple[Commitment | None, float] | None,
+    judged: tuple[Commitment | None, float | None] | None,
     stamp: str,
 ) -> Answer:
     commitment, cosine = judged or (None, None)

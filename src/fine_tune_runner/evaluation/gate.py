@@ -72,6 +72,11 @@ def passes(delta: float, tolerance: float) -> bool:
     return delta >= -tolerance - EPSILON
 
 
+def card_scores(card: ScoreCard, only: Sequence[str] = ()) -> Scores:
+    """A card's means by question as the gate takes them; `only` these, where any are named."""
+    return {q: (mean,) for q, mean in card.per_question.items() if not only or q in only}
+
+
 def undecided(new: Scores, previous: Scores, tolerance: float) -> bool:
     """Whether P(worse than the tolerance) lies between .10 and .90; False where nothing can be compared."""
     compared = compare(new, previous)
@@ -141,9 +146,7 @@ def decide(report: EvalReport, tolerance: float, *, strict: bool = False) -> Ver
         return _of(report, "hold", fault, tolerance)
     if report.previous is None:
         return _of(report, "promote", "first version: nothing in service to compare with", tolerance)
-    new, previous = ({q: (s,) for q, s in c.per_question.items()} for c in (report.new, report.previous))
-    if report.shared:
-        new = {question: new[question] for question in report.shared if question in new}
+    new, previous = card_scores(report.new, report.shared), card_scores(report.previous)
     verdict = judge(new, previous, tolerance, strict=strict, measure=report.measure, than=_name(report))
     return msgspec.structs.replace(
         verdict,
