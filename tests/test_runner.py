@@ -360,7 +360,9 @@ def test_forget_erases_the_client_and_leaves_one_line(desk: Desk) -> None:
     desk.runner().submit("small", 1)
     plan = desk.runner().forgetting("small")
     assert (plan.models, plan.files > 10) == (("m1",), True)
-    desk.runner().forget("small")
+    run_id = desk.runner().engine.runs()[0].run.run_id
+    assert desk.runner().forget("small").elsewhere == ("m1",)
+    assert desk.track.forgotten == [run_id, "m1"]
     assert not desk.client.exists()
     shared = desk.client.parent / ".fine-tune"
     assert shared.stat().st_mode & 0o777 == 0o700

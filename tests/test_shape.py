@@ -42,6 +42,7 @@ LAYERS = {
     "scaffold": 6,
     "runner": 7,
     "status": 8,
+    "doctor": 8,
     "cli": 9,
     "__main__": 10,
     "__init__": 10,

@@ -22,6 +22,7 @@ class Erasure(msgspec.Struct, frozen=True, kw_only=True):
     files: int
     bytes: int
     models: tuple[str, ...]
+    elsewhere: tuple[str, ...] = ()  # models that were deleted at a provider
 
 
 def survey(client: Client, entries: Sequence[RegistryEntry]) -> Erasure:

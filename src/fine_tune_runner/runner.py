@@ -392,9 +392,25 @@ class FineTuneRunner:
             raise RunError(f"run {run_id} is alive; first: fine-tune cancel {run_id}")
         return survey(client, self.registry(client_id).entries())
 
-    def forget(self, client_id: str) -> Erasure:
-        """Erase a client here; what stays is one line in `.fine-tune/forgotten.jsonl`."""
-        return erase(self.forgetting(client_id), self.settings.data_dir, self.who, self._clock())
+    def forget(self, client_id: str, *, here_only: bool = False) -> Erasure:
+        """Erase a client at its providers, then here; what stays is one line in `.fine-tune/forgotten.jsonl`.
+
+        Where a provider cannot be reached nothing is erased, unless `here_only` leaves it alone.
+        """
+        plan = self.forgetting(client_id)
+        elsewhere = () if here_only else self._forget_elsewhere(load_client(self.settings, client_id))
+        erase(plan, self.settings.data_dir, self.who, self._clock())
+        return msgspec.structs.replace(plan, elsewhere=elsewhere)
+
+    def _forget_elsewhere(self, client: Client) -> tuple[str, ...]:
+        entries, states = self.registry(client.id).entries(), self.engine.runs(client.id)
+        gone: tuple[str, ...] = ()
+        for track, make in self._tracks.items():
+            runs = [state.run.run_id for state in states if state.run.track == track]
+            models = [entry.model_id for entry in entries if entry.track == track and entry.model_id]
+            if runs or models:
+                gone += make(self.settings, client).forget(runs, models)
+        return gone
 
     def entry(self, client_id: str, version: int, track: Track | None) -> RegistryEntry:
         """The registry entry of a version; UsageError where it stands on both tracks and none is named."""

@@ -45,7 +45,9 @@ def test_a_published_end_is_known_without_a_key() -> None:
 
 
 def test_a_fine_tune_dies_with_its_base() -> None:
-    listed = {"openai": [RemoteModel(id=BASE, shutdown_date="2026-12-01"), RemoteModel(id=TUNED)]}
+    listed = {
+        "https://api.openai.com/v1": [RemoteModel(id=BASE, shutdown_date="2026-12-01"), RemoteModel(id=TUNED)]
+    }
     (found,) = in_service({"hre": entry()}, TODAY, listed)
     assert (found.life.days_left, found.life.source) == (9, "provider")
 
@@ -74,19 +76,20 @@ def job(status: str, run_id: str | None = RUN, model: str | None = None) -> Remo
 def test_a_running_job_that_no_run_waits_for_is_listed_with_its_adoption() -> None:
     (found,) = unwatched([job("running")], [], {}, [])
     assert (found.kind, found.id, found.run_id) == ("job", "ftjob-1", RUN)
-    assert found.adopt == "fine-tune submit --client hre --version 3 --track a"
+    assert (found.adopt, found.client_id) == (f"fine-tune resume {RUN}", "hre")
 
 
 def test_a_job_of_a_live_or_interrupted_run_is_watched() -> None:
     assert unwatched([job("running")], [], {RUN: "running"}, []) == []
     assert unwatched([job("queued")], [], {RUN: "interrupted"}, []) == []
-    assert len(unwatched([job("queued")], [], {RUN: "failed"}, [])) == 1
+    (found,) = unwatched([job("queued")], [], {RUN: "failed"}, [])
+    assert found.adopt is None  # a run that is at its end here cannot go on with it
 
 
 def test_a_model_that_was_paid_and_never_registered_is_listed() -> None:
     assert unwatched([job("succeeded", model=TUNED)], [], {}, [TUNED]) == []
     (found,) = unwatched([job("succeeded", model=TUNED)], [], {}, [])
-    assert "no registry" in found.why
+    assert ("no registry" in found.why, found.model_id) == (True, TUNED)
 
 
 def test_a_file_is_needed_while_its_job_or_its_run_goes_on() -> None:

@@ -32,6 +32,7 @@ COMMANDS = {
     "cancel": "runs",
     "config": "config",
     "fetch": "fetch",
+    "doctor": "doctor",
     "forget": "forget",
     "demo": "demo",
 }

@@ -41,7 +41,8 @@ class InService(msgspec.Struct, frozen=True, kw_only=True):
 class Unwatched(msgspec.Struct, frozen=True, kw_only=True):
     """A job or a file at the provider that no run watches, and the command that sees to it.
 
-    `adopt` is None where the thing carries no run id of ours: it may belong to somebody else.
+    `run_id` is None where it carries none of ours: it may belong to somebody else. `adopt` is None where
+    nothing can go on with it. `model_id` is the model that a job made.
     """
 
     kind: Literal["job", "file"]
@@ -49,7 +50,14 @@ class Unwatched(msgspec.Struct, frozen=True, kw_only=True):
     run_id: str | None
     status: str
     why: str
-    adopt: str | None
+    adopt: str | None = None
+    model_id: str | None = None
+
+    @property
+    def client_id(self) -> str | None:
+        """The client whose run it belongs to."""
+        match = RUN_ID.fullmatch(self.run_id or "")
+        return match[1] if match else None
 
 
 def in_service(
@@ -60,14 +68,14 @@ def in_service(
     """The hosted models in service by client, soonest end first.
 
     `active` has each client's active entry; those of the other track are left out. `listed` is what
-    `GET /v1/models` said, by provider; a model's own date counts, else its base's, else the published one.
+    `GET /v1/models` said, by address; a model's own date counts, else its base's, else the published one.
     """
     found = []
     for client_id, entry in sorted(active.items()):
         provider = PROVIDERS.get(entry.provider or "openai")
         if entry.track != "A" or entry.model_id is None or provider is None:
             continue
-        served = served_date((listed or {}).get(provider.name, ()), entry.model_id, entry.base_model)
+        served = served_date((listed or {}).get(entry.endpoint or "", ()), entry.model_id, entry.base_model)
         dates = [d for d in (served, entry.shutdown_date) if d]
         known = life(provider, entry.endpoint or "", entry.model_id, today, min(dates, default=None))
         found.append(
@@ -114,7 +122,13 @@ def unwatched(
             continue
         found.append(
             Unwatched(
-                kind="job", id=job.id, run_id=job.run_id, status=job.status, why=why, adopt=adopt(job.run_id)
+                kind="job",
+                id=job.id,
+                run_id=job.run_id,
+                status=job.status,
+                why=why,
+                adopt=adopt(job.run_id) if state is None else None,
+                model_id=job.fine_tuned_model,
             )
         )
     for file in files:
@@ -128,7 +142,6 @@ def unwatched(
                 run_id=run_id,
                 status=file.status or "ready",
                 why="training data that no job needs any more",
-                adopt=None,
             )
         )
     return found
@@ -150,10 +163,7 @@ def adopt(run_id: str | None) -> str | None:
 
     A run that this disk knows nothing of is begun again by its own name, and finds its file and its job.
     """
-    match = RUN_ID.fullmatch(run_id or "")
-    if match is None:
-        return None
-    return f"fine-tune submit --client {match[1]} --version {match[2]} --track a"
+    return f"fine-tune resume {run_id}" if RUN_ID.fullmatch(run_id or "") else None
 
 
 def _ended(job: RemoteJob) -> bool:

@@ -17,6 +17,7 @@ from fine_tune_runner.hosted import cost, shutdown
 from fine_tune_runner.hosted.answers import HostedAnswerer
 from fine_tune_runner.hosted.flow import Eligible, Flow, HostedJob, Pace, Trained, Upload, resumable
 from fine_tune_runner.hosted.providers import PROVIDERS, base_model, is_own_host, provider_named
+from fine_tune_runner.hosted.remote import cancel_job, delete_files
 from fine_tune_runner.settings import Client, Settings
 from fine_tune_runner.types import (
     Answerer,
@@ -36,6 +37,7 @@ from fine_tune_runner.workflow.ledger import Ledger
 if TYPE_CHECKING:
     import httpx2
 
+    from fine_tune_runner.hosted.doctor import Unwatched
     from fine_tune_runner.hosted.wire import Wire
 
 
@@ -188,6 +190,20 @@ class Hosted:
             self._flow().cancel(run_id)
         with self.connect() as wire:
             return tuple(model_id for model_id in model_ids if wire.delete_model(model_id))
+
+    def discard(self, found: Unwatched) -> None:
+        """Delete what no run watches: stop its job, delete its model or file; its run can begin no more."""
+        with self.connect() as wire:
+            if found.kind == "file":
+                wire.delete_file(found.id)
+                return
+            if found.run_id is not None:
+                self.ledger.close(found.run_id, "discarded by fine-tune doctor")
+            cancel_job(wire, found.id)
+            if found.model_id is not None:
+                wire.delete_model(found.model_id)
+            if found.run_id is not None:
+                delete_files(wire, found.run_id)
 
     def connect(self) -> Wire:
         """A wire to the provider; PolicyError without a key, and always for a sensitive client."""

@@ -1,0 +1,128 @@
+"""`fine-tune doctor`: how long models in service live, and what at the providers nobody watches."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+import click
+
+from fine_tune_runner.cli.common import echo, echo_json, interactive, json_option, notice, runner, table
+from fine_tune_runner.cli.runs import go_on
+from fine_tune_runner.doctor import Serving, Stray, examine
+from fine_tune_runner.errors import RunnerError
+from fine_tune_runner.runner import utc_now
+from fine_tune_runner.workflow.ledger import Effect
+
+SOURCES = {"provider": "the provider says", "published": "published", "unknown": "no end known"}
+
+
+def _days(_ctx: click.Context, _param: click.Parameter, value: str) -> int:
+    match = re.fullmatch(r"(\d{1,5})d?", value)
+    if match is None:
+        raise click.BadParameter("give days, such as 60d")
+    return int(match[1])
+
+
+@click.command("doctor")
+@click.option(
+    "--within", default="60d", show_default=True, metavar="DAYS", callback=_days, help="Exit 1 below."
+)
+@click.option("--yes", is_flag=True, help="Do not ask: adopt what a run can go on with, delete the rest.")
+@json_option
+def doctor_command(within: int, yes: bool, as_json: bool) -> int:
+    """List every model in service with the days it has left; exit 1 where one has fewer than --within.
+
+    Where OPENAI_API_KEY is set the provider is asked; published dates count where not. It also lists jobs and
+    files at the provider that no run watches, and calls that were cut off, and offers to adopt or delete
+    them: exit 1 while one is left. What belongs to no client of this data folder is left alone.
+
+    \b
+    Examples:
+      fine-tune doctor
+      fine-tune doctor --within 90d --json
+      fine-tune doctor --yes
+    """
+    found = examine(runner(), utc_now().date(), notice)
+    show = _json if as_json else _text
+    show(found.serving, found.strays, found.doubts, within)
+    left = 0
+    for stray in found.strays:
+        if stray.ours:
+            left += not _settled(stray.found.id, _offers(stray, as_json), yes, as_json)
+    for effect in found.doubts:
+        adopt = {"adopt": partial(go_on, effect.run_id, None, True, as_json)}
+        left += not _settled(f"{effect.step} of {effect.run_id}", adopt, yes, as_json)
+    return int(left > 0 or any(one.within(within) for one in found.serving))
+
+
+def _offers(stray: Stray, as_json: bool) -> Mapping[str, Callable[[], object]]:
+    """What can be done about it, the best first."""
+    delete = partial(stray.hosted.discard, stray.found)
+    if stray.found.adopt is None or stray.found.run_id is None:
+        return {"delete": delete}
+    return {"adopt": partial(go_on, stray.found.run_id, None, True, as_json), "delete": delete}
+
+
+def _settled(what: str, offers: Mapping[str, Callable[[], object]], yes: bool, as_json: bool) -> bool:
+    """Do what was chosen; False where it was left as it is."""
+    choice = next(iter(offers)) if yes else "leave"
+    if not yes and not as_json and interactive():
+        choice = click.prompt(what, type=click.Choice([*offers, "leave"]), default="leave")
+    if choice == "leave":
+        return False
+    try:
+        offers[choice]()
+    except RunnerError as error:
+        notice(f"{what}: {error}")
+        return False
+    if as_json:
+        echo_json({"event": "settled", "what": what, "how": choice})
+    else:
+        echo(f"✓ {what}: {'adopted' if choice == 'adopt' else 'deleted'}", fg="green")
+    return True
+
+
+def _json(serving: Sequence[Serving], strays: Sequence[Stray], doubts: Sequence[Effect], within: int) -> None:
+    for one in serving:
+        echo_json({"event": "in service", "model": one, "below": one.within(within)})
+    for stray in strays:
+        echo_json({"event": "unwatched", "found": stray.found, "ours": stray.ours})
+    for effect in doubts:
+        echo_json({"event": "in doubt", "effect": effect})
+
+
+def _text(serving: Sequence[Serving], strays: Sequence[Stray], doubts: Sequence[Effect], within: int) -> None:
+    if not serving:
+        echo("No model is in service.")
+    else:
+        header = ("client", "version", "track", "model id", "days left", "stops on", "by")
+        paint = ["red" if one.within(within) else None for one in serving]
+        table(header, [_cells(one) for one in serving], paint)
+    for one in serving:
+        if one.within(within):
+            notice(f"fine-tune migrate --client {one.client_id} --to b moves it before {one.shutdown_date}")
+    for stray in strays:
+        found = stray.found
+        echo(f"\n{found.kind} {found.id} ({found.status}) at {stray.hosted.provider.title}: {found.why}")
+        whose = found.run_id or "nobody known here"
+        echo(f"  of {whose}" + ("" if stray.ours else ": no client of this data folder, left alone"))
+        if stray.ours:
+            echo(f"  adopt it: {found.adopt}" if found.adopt else "  delete it: fine-tune doctor --yes")
+    for effect in doubts:
+        echo(f"\n{effect.step} of {effect.run_id} was cut off at {effect.intent_at:%Y-%m-%d %H:%M} UTC")
+        echo(f"  find out what became of it: fine-tune resume {effect.run_id}")
+
+
+def _cells(one: Serving) -> tuple[str, ...]:
+    source = "own hardware" if one.track == "B" else SOURCES[one.source]
+    return (
+        one.client_id,
+        f"v{one.version}",
+        one.track,
+        one.model_id or "–",
+        "–" if one.days_left is None else str(one.days_left),
+        "–" if one.shutdown_date is None else str(one.shutdown_date),
+        source,
+    )
