@@ -22,6 +22,7 @@ COMMANDS = {
     "check": "check",
     "submit": "submit",
     "eval": "evaluate",
+    "gate": "gate",
     "promote": "promote",
     "rollback": "promote",
     "status": "status",

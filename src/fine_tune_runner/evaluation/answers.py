@@ -172,6 +172,7 @@ def _answer(
         error=reply.error if judged else reply.error or "empty reply",
         cause=commitment.cause if commitment else None,
         similarity=cosine,
+        tokens=reply.tokens,
     )
 
 
@@ -216,6 +217,7 @@ def summarise(
     """
     came = [a for a in answers if a.text is not None]
     similarities = [a.similarity for a in came if a.similarity is not None]
+    lengths = [a.tokens for a in came if a.k == 0 and a.tokens]  # a repeat may end after its first line
     scores = [a.score for a in came if a.score is not None]
     pooled = sum(scores) / len(scores) if scores else None
     by_question: dict[str, list[float]] = defaultdict(list)
@@ -239,6 +241,7 @@ def summarise(
         per_question={question: sum(values) / len(values) for question, values in by_question.items()},
         methods=dict(methods),
         fingerprint=answers[0].fingerprint if answers else "",
+        tokens_per_answer=sum(lengths) / len(lengths) if lengths else None,
     )
 
 

@@ -169,7 +169,7 @@ def _of(report: EvalReport, decision: Decision, reason: str, tolerance: float) -
 
 def _fault(report: EvalReport, tolerance: float) -> str | None:
     """Why nothing can be compared; None where a first version, or two cards, are sound."""
-    if new := _card_fault(report.new, report):
+    if new := card_fault(report.new, report.measure, report.fingerprint):
         return f"the new version cannot be judged: {new}"
     if report.not_comparable:
         return report.not_comparable
@@ -177,7 +177,7 @@ def _fault(report: EvalReport, tolerance: float) -> str | None:
         return f"the tolerance {tolerance} is no fraction"
     if report.previous is None:
         return f"{_name(report)} could not be asked" if report.previous_key is not None else None
-    if previous := _card_fault(report.previous, report):
+    if previous := card_fault(report.previous, report.measure, report.fingerprint):
         return f"{_name(report)} cannot be judged: {previous}"
     if report.new.fingerprint != report.previous.fingerprint:
         return "the two versions were scored in different ways"
@@ -213,8 +213,8 @@ def behind_best(
     )
 
 
-def _card_fault(card: ScoreCard, report: EvalReport) -> str | None:
-    """Why a score card is not evidence; None where it is."""
+def card_fault(card: ScoreCard, measure: Measure, fingerprint: str) -> str | None:
+    """Why a score card is no evidence under this measure and scorer; None where it is."""
     if card.questions < 1 or not card.per_question:
         return "no question was answered"
     if len(card.per_question) != card.questions:
@@ -222,11 +222,11 @@ def _card_fault(card: ScoreCard, report: EvalReport) -> str | None:
         return f"{missing} of {card.questions} questions have no answer ({card.failed} calls failed)"
     if card.failed > MOST_FAILED * (card.failed + card.answers):
         return f"{card.failed} of {card.failed + card.answers} calls failed; evaluate again"
-    if card.fingerprint and card.fingerprint != report.fingerprint:
-        return f"scored as {card.fingerprint}, the report as {report.fingerprint}; score the answers again"
-    pooled = {"recall": card.recall, "contrast": card.contrast, "similarity": card.similarity}[report.measure]
+    if card.fingerprint and card.fingerprint != fingerprint:
+        return f"scored as {card.fingerprint}, expected as {fingerprint}; score the answers again"
+    pooled = {"recall": card.recall, "contrast": card.contrast, "similarity": card.similarity}[measure]
     if pooled is None or not _is_score(pooled):
-        return f"its {report.measure} is {pooled}"
+        return f"its {measure} is {pooled}"
     broken = sorted(q for q, value in card.per_question.items() if not _is_score(value))
     return f"a score that is no number from 0 to 1: {_some(broken)}" if broken else None
 
