@@ -59,13 +59,19 @@ Script = Mapping[int, Callable[[str], str | None]]
 
 
 class Scripted:
-    """Implements TrackPort; `trained` lists the versions that were trained, in order."""
+    """Implements TrackPort; `trained` lists the versions that were trained, in order.
+
+    The model of version N is `m{first + N}`.
+    """
 
     title = "Track B (scripted)"
 
-    def __init__(self, script: Script, cost_usd: float | None = 0.0, track: str = "B") -> None:
+    def __init__(
+        self, script: Script, cost_usd: float | None = 0.0, track: str = "B", first: int = 0
+    ) -> None:
         self.script = script
         self.cost_usd = cost_usd
+        self.first = first
         self.track = track
         self.trained: list[int] = []
         self.reason: str | None = None
@@ -100,7 +106,7 @@ class Scripted:
         """A model that exists at once."""
         self.trained.append(context.run.version)
         return Model(
-            model_id=f"m{context.run.version}",
+            model_id=f"m{self.first + context.run.version}",
             track=context.run.track,
             provider="scripted",
             base_model="none",
@@ -118,9 +124,13 @@ class Scripted:
         yield self
 
     def month_usd(
-        self, model: Model, input_tokens: float, output_tokens: float, answers: int
+        self,
+        model: Model,
+        prompts: Sequence[tuple[Message, ...]],
+        tokens_per_answer: float,
+        answers: int,
     ) -> float | None:
-        return 0.0
+        return 0.0 if self.cost_usd == 0 else answers * tokens_per_answer / 1000
 
     def ended(self, run: Run) -> str | None:
         return self.end
@@ -139,7 +149,8 @@ class Scripted:
         for prompt in prompts:
             text = say(prompt.question_id)
             error = "no answer" if text is None else None
-            yield Reply(question_id=prompt.question_id, k=prompt.k, text=text, error=error)
+            tokens = len((text or "").split())
+            yield Reply(question_id=prompt.question_id, k=prompt.k, text=text, error=error, tokens=tokens)
 
 
 def folder_of(path: Path) -> Path:

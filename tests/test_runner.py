@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -368,6 +368,23 @@ def test_forget_erases_the_client_and_leaves_one_line(desk: Desk) -> None:
     assert shared.stat().st_mode & 0o777 == 0o700
     (line,) = [json.loads(x) for x in (shared / "forgotten.jsonl").read_text().splitlines()]
     assert (line["client_id"], line["who"]) == ("small", "anna")
+
+
+class Away(Scripted):
+    """A track whose provider cannot be reached."""
+
+    def forget(self, run_ids: Sequence[str], model_ids: Sequence[str]) -> tuple[str, ...]:
+        raise PolicyError("OPENAI_API_KEY is not set")
+
+
+def test_what_cannot_be_forgotten_elsewhere_is_kept_here_unless_told_otherwise(desk: Desk) -> None:
+    desk.runner().submit("small", 1)
+    desk.track = Away(desk.track.script)
+    with pytest.raises(RunError, match=r"nothing was erased.*OPENAI_API_KEY.*--here-only"):
+        desk.runner().forget("small")
+    assert desk.client.exists()
+    desk.runner().forget("small", here_only=True)
+    assert not desk.client.exists()
 
 
 def test_at_answers_what_was_in_service_then(desk: Desk) -> None:

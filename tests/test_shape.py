@@ -43,6 +43,7 @@ LAYERS = {
     "runner": 7,
     "status": 8,
     "doctor": 8,
+    "migrate": 8,
     "cli": 9,
     "__main__": 10,
     "__init__": 10,

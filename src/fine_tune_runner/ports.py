@@ -9,7 +9,17 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-from fine_tune_runner.types import Answerer, Dataset, Estimate, Model, Run, Step, Tokenizer, TokenStats
+from fine_tune_runner.types import (
+    Answerer,
+    Dataset,
+    Estimate,
+    Message,
+    Model,
+    Run,
+    Step,
+    Tokenizer,
+    TokenStats,
+)
 
 
 class TrackPort(Protocol):
@@ -42,9 +52,13 @@ class TrackPort(Protocol):
         ...
 
     def month_usd(
-        self, model: Model, input_tokens: float, output_tokens: float, answers: int
+        self,
+        model: Model,
+        prompts: Sequence[tuple[Message, ...]],
+        tokens_per_answer: float,
+        answers: int,
     ) -> float | None:
-        """Price of so many answers of that mean length; 0 on own hardware, None where it is not known."""
+        """Price of so many answers to such prompts; 0 on own hardware, None where it is not known."""
         ...
 
     def ended(self, run: Run) -> str | None:

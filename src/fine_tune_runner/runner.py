@@ -23,6 +23,7 @@ from fine_tune_runner.errors import (
     PolicyError,
     RegistryError,
     RunError,
+    RunnerError,
     ServingError,
     UsageError,
 )
@@ -147,7 +148,7 @@ class FineTuneRunner:
         if known and known[0].state == "finished":
             return self.job(run.run_id)
         client = load_client(self.settings, run.client_id)
-        title = self._tracks[run.track](self.settings, client).title
+        title = self.port(client, run.track).title
         done = known[0].done if known else ()
         self._emitter(run.run_id)(
             "run planned", version=run.version, title=title, track_reason=run.track_reason, done=done
@@ -162,7 +163,7 @@ class FineTuneRunner:
         findings = line.findings(dataset.version, self._embedder(self.settings))
         estimate = None
         if not findings.failed and findings.tokens is not None:
-            estimate = self._tracks[choice.track](self.settings, client).estimate(dataset, findings.tokens)
+            estimate = self.port(client, choice.track).estimate(dataset, findings.tokens)
         return Preview(dataset=dataset, choice=choice, findings=findings, estimate=estimate)
 
     def run_for(self, request: Request) -> Run:
@@ -171,7 +172,7 @@ class FineTuneRunner:
         Raises the DataError, PolicyError or RunError that forbids it; changes nothing.
         """
         client, dataset, choice = self.plan(request)
-        track_port = self._tracks[choice.track](self.settings, client)
+        track_port = self.port(client, choice.track)
         attempts = self._attempts(client, dataset, choice.track)
         last = attempts[-1] if attempts else None
         if last and not request.again:
@@ -211,7 +212,7 @@ class FineTuneRunner:
         """Stop a run, also where it goes on elsewhere; in words, what that means for it."""
         self.engine.cancel(run_id)
         run = self.engine.find(run_id).run
-        port = self._tracks[run.track](self.settings, load_client(self.settings, run.client_id))
+        port = self.port(load_client(self.settings, run.client_id), run.track)
         # Once there is a model, nothing goes on elsewhere, and what was paid for is kept.
         said = port.cancel(run) if self.engine.value(run_id, Model) is None else None
         return said or (
@@ -405,11 +406,17 @@ class FineTuneRunner:
     def _forget_elsewhere(self, client: Client) -> tuple[str, ...]:
         entries, states = self.registry(client.id).entries(), self.engine.runs(client.id)
         gone: tuple[str, ...] = ()
-        for track, make in self._tracks.items():
+        for track in self._tracks:
             runs = [state.run.run_id for state in states if state.run.track == track]
             models = [entry.model_id for entry in entries if entry.track == track and entry.model_id]
             if runs or models:
-                gone += make(self.settings, client).forget(runs, models)
+                try:
+                    gone += self.port(client, track).forget(runs, models)
+                except RunnerError as error:
+                    raise RunError(
+                        f"nothing was erased here, for the other side was not reached: {error}; "
+                        "to leave what is there: --here-only"
+                    ) from None
         return gone
 
     def entry(self, client_id: str, version: int, track: Track | None) -> RegistryEntry:
@@ -427,11 +434,15 @@ class FineTuneRunner:
         folder = load_client(self.settings, client_id).dir
         return Registry(folder, self._clock, notice=self._notice)
 
+    def port(self, client: Client, track: Track) -> TrackPort:
+        """A client on a track."""
+        return self._tracks[track](self.settings, client)
+
     def _line(self, client: Client, track: Track) -> Line:
         return Line(
             self.settings,
             client,
-            lambda name: self._tracks[name](self.settings, client),
+            lambda name: self.port(client, name),
             track,
             Registry(client.dir, self._clock, notice=self._notice),
             lambda: self._embedder(self.settings),

@@ -270,6 +270,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     error: str | None = None
     cause: str | None = None
     similarity: float | None = None
+    tokens: int = 0
 
 
 class ScoreCard(msgspec.Struct, frozen=True, kw_only=True):
@@ -293,6 +294,7 @@ class ScoreCard(msgspec.Struct, frozen=True, kw_only=True):
     per_question: dict[str, float] = {}
     methods: dict[str, int] = {}
     fingerprint: str = ""
+    tokens_per_answer: float | None = None  # of whole answers, by the count of who gave them
 
 
 class VersionKey(msgspec.Struct, frozen=True, kw_only=True):

@@ -34,6 +34,7 @@ COMMANDS = {
     "config": "config",
     "fetch": "fetch",
     "doctor": "doctor",
+    "migrate": "migrate",
     "forget": "forget",
     "demo": "demo",
 }

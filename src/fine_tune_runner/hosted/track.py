@@ -163,12 +163,19 @@ class Hosted:
             yield HostedAnswerer(wire)
 
     def month_usd(
-        self, model: Model, input_tokens: float, output_tokens: float, answers: int
+        self,
+        model: Model,
+        prompts: Sequence[tuple[Message, ...]],
+        tokens_per_answer: float,
+        answers: int,
     ) -> float | None:
         """By the provider's price of the fine-tuned base; None where none is on record."""
         provider = PROVIDERS.get(model.provider)
         price = provider.prices.get(model.base_model) if provider else None
-        return cost.month_usd(price, input_tokens, output_tokens, answers) if price else None
+        if price is None or not prompts:
+            return None
+        sent = sum(tokens for tokens, _ in self.tokenizer().count(prompts)) / len(prompts)
+        return cost.month_usd(price, sent, tokens_per_answer, answers)
 
     def ended(self, run: Run) -> str | None:
         """Why the run was closed in the ledger, where it was."""

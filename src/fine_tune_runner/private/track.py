@@ -234,7 +234,11 @@ class Embedded:
             yield OneOf(answerers)
 
     def month_usd(
-        self, model: Model, input_tokens: float, output_tokens: float, answers: int
+        self,
+        model: Model,
+        prompts: Sequence[tuple[Message, ...]],
+        tokens_per_answer: float,
+        answers: int,
     ) -> float | None:
         """Own hardware has no price an answer."""
         return 0.0
