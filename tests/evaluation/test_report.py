@@ -86,7 +86,7 @@ def test_the_markdown_names_lost_and_gained_questions_methods_and_hashes() -> No
 def test_the_files_hold_report_and_verdict(tmp_path: Path) -> None:
     whole = report(BETTER, WORSE)
     verdict = decide(whole, 0.05)
-    json_path, markdown_path = write_report(tmp_path, whole, verdict)
+    json_path, markdown_path, _ = write_report(tmp_path, whole, verdict)
     data = msgspec.json.decode(json_path.read_bytes())
     assert msgspec.convert(data["report"], EvalReport) == whole
     assert msgspec.convert(data["verdict"], Verdict) == verdict

@@ -1,6 +1,6 @@
-"""An EvalReport and its Verdict as `report.json` and `report.md`: the verdict, then the proof.
+"""An EvalReport and its Verdict as `report.json`, `report.md` and `report.html`: the verdict, then the proof.
 
-Numbers and ids only, no client text.
+JSON and Markdown hold numbers and ids only; the page (page.py) shows client text, masked.
 """
 
 from __future__ import annotations
@@ -30,14 +30,27 @@ ROWS = (
 )
 
 
-def write_report(run_dir: Path, report: EvalReport, verdict: Verdict) -> tuple[Path, Path]:
-    """Write `report.json` and `report.md` into the run's folder, each all or nothing; their paths."""
-    data = {"headline": headline(report, verdict), "report": report, "verdict": verdict}
-    json_path, markdown_path = run_dir / "report.json", run_dir / "report.md"
+def write_report(run_dir: Path, report: EvalReport, verdict: Verdict) -> tuple[Path, Path, Path]:
+    """Write `report.json`, `report.md` and `report.html` into the run's folder, each all or nothing."""
+    from fine_tune_runner.evaluation.page import page
+
+    said = headline(report, verdict)
+    html = page(
+        run_dir,
+        report,
+        verdict,
+        headline=said,
+        cards=_cards(report),
+        table=score_table(report),
+        provenance=_provenance(report, verdict),
+    )
+    data = {"headline": said, "report": report, "verdict": verdict}
+    paths = (run_dir / "report.json", run_dir / "report.md", run_dir / "report.html")
     run_dir.mkdir(parents=True, exist_ok=True)
-    write_atomic(json_path, msgspec.json.format(msgspec.json.encode(data), indent=2) + b"\n")
-    write_atomic(markdown_path, markdown(report, verdict).encode())
-    return json_path, markdown_path
+    write_atomic(paths[0], msgspec.json.format(msgspec.json.encode(data), indent=2) + b"\n")
+    write_atomic(paths[1], markdown(report, verdict).encode())
+    write_atomic(paths[2], html.encode())
+    return paths
 
 
 def headline(report: EvalReport, verdict: Verdict) -> str:
@@ -71,7 +84,10 @@ def markdown(report: EvalReport, verdict: Verdict) -> str:
     """The whole report as Markdown."""
     lines = [f"# {report.client_id} v{report.key.version} (track {report.key.track})", ""]
     lines += [headline(report, verdict), ""]
-    lines += [f"Verdict: **{verdict.decision}**. {verdict.reason}.", "", "## Scores", ""]
+    strength = f" ({verdict.strength} evidence)" if verdict.strength else ""
+    lines += [f"Verdict: **{verdict.decision}**{strength}. {verdict.reason}.", ""]
+    lines += [*(f"- {name}: {value}" for name, value in certainty(verdict)), ""]
+    lines += [*(f"> {warning}" for warning in report.warnings), "", "## Scores", ""]
     lines += [*_table(report), "", "## Questions", ""]
     lines += _questions(report, verdict)
     lines += ["", "## How the answers were read", "", *_methods(report), "", "## Provenance", ""]
@@ -94,14 +110,32 @@ def _cards(report: EvalReport) -> list[tuple[str, ScoreCard]]:
     return cards
 
 
+def certainty(verdict: Verdict) -> list[tuple[str, str]]:
+    """How sure the verdict is; empty where nothing was compared."""
+    if verdict.p_worse is None or verdict.low is None or verdict.high is None:
+        return []
+    return [
+        (f"P(lost more than {100 * verdict.tolerance:g} points)", f"{verdict.p_worse:.0%}"),
+        ("80 % interval of the change", f"{_points(verdict.low)} to {_points(verdict.high)} points"),
+        ("Smallest visible drop", f"{100 * (verdict.smallest_visible_drop or 0):.0f} points"),
+        ("Answers a question", f"{verdict.answers_per_question}"),
+    ]
+
+
+def score_table(report: EvalReport) -> list[tuple[str, list[str]]]:
+    """(name of the score, its value for each card), only those that some card has."""
+    cards = [card for _, card in _cards(report)]
+    return [
+        (name, [_number(getattr(card, field), kind) for card in cards])
+        for name, field, kind in ROWS
+        if any(getattr(card, field) is not None for card in cards)
+    ]
+
+
 def _table(report: EvalReport) -> list[str]:
-    cards = _cards(report)
-    lines = ["| | " + " | ".join(name for name, _ in cards) + " |", "|---" * (len(cards) + 1) + "|"]
-    for name, field, kind in ROWS:
-        values = [getattr(card, field) for _, card in cards]
-        if any(value is not None for value in values):
-            lines.append(f"| {name} | " + " | ".join(_number(value, kind) for value in values) + " |")
-    return lines
+    names = [name for name, _ in _cards(report)]
+    lines = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    return lines + [f"| {name} | " + " | ".join(values) + " |" for name, values in score_table(report)]
 
 
 def _questions(report: EvalReport, verdict: Verdict) -> list[str]:

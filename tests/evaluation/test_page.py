@@ -1,0 +1,274 @@
+"""The HTML report: whole, closed to the outside, masked and escaped; and the parts it is made of."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from tests.evaluation.test_report import card, report
+
+from fine_tune_runner.evaluation.answers import write_answers
+from fine_tune_runner.evaluation.differ import LONGEST, marked
+from fine_tune_runner.evaluation.gate import decide
+from fine_tune_runner.evaluation.pictures import curve, scale
+from fine_tune_runner.evaluation.proof import read_proof
+from fine_tune_runner.evaluation.report import write_report
+from fine_tune_runner.types import Answer, EvalReport, Finding, Findings, Model, TrainingSummary
+
+RIGHT, WRONG = "consent_update_missing", "currency_mismatch"
+KEY = "sk-" + "a1B2c3D4e5F6g7H8i9J0"
+VOID = {"meta", "link", "br", "line", "circle", "polyline"}
+SCORES = {"q1": 1.0, "q2": 0.0, "q3": 1.0, "q4": 1.0}
+
+
+class Outline(HTMLParser):
+    """Tags that are open, every attribute, and the text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.stack: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag not in VOID:
+            self.stack.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.stack.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def answer(question: str, cause: str, text: str, k: int = 0, **changes: Any) -> Answer:
+    whole = Answer(
+        question_id=question,
+        k=k,
+        text=text,
+        score=float(cause == RIGHT),
+        method="line",
+        fingerprint="f",
+        cause=cause,
+        similarity=0.8,
+    )
+    return msgspec.structs.replace(whole, **changes)
+
+
+def write_run(folder: Path) -> Path:
+    """A run as it lies in a client's folder, with a secret and an address in the texts."""
+    run = folder / "hre" / "runs" / "hre-v3-b-12345678-1"
+    (run / "steps").mkdir(parents=True)
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": f"Why is <b>{q}</b> off? Ask ann.example@example.com"},
+                {"role": "assistant", "content": f"Root cause: {RIGHT}\nReference of {q}."},
+            ],
+            "eval": {"id": q},
+        }
+        for q in SCORES
+    ]
+    path = folder / "hre" / "v3_eval.jsonl"
+    path.write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
+    new = [
+        answer(q, RIGHT if s else WRONG, f"Root cause: x\nThe new words {KEY} here.")
+        for q, s in SCORES.items()
+    ]
+    old = [answer(q, WRONG, "Root cause: x\nThe old words <script>alert(1)</script> here.") for q in SCORES]
+    write_answers(run / "answers" / "3-B.jsonl", [*new, answer("q1", WRONG, "Root cause: y", 1)])
+    write_answers(run / "answers" / "2-B.jsonl", old)
+    finding = Finding(
+        check="coverage", level="warn", message="a cause is rare", path="/data/hre/v3.jsonl", line=7
+    )
+    (run / "findings.json").write_bytes(msgspec.json.encode(Findings(dataset_sha256="d", items=(finding,))))
+    steps = [{"event": "train step", "data": {"step": s, "loss": 4.0 / s, "total": 4}} for s in (1, 2, 4)]
+    lines = [msgspec.json.encode(step) for step in steps]
+    (run / "events.jsonl").write_bytes(b"\n".join([*lines, b'{"event":"train step","da']))
+    training = TrainingSummary(
+        steps=4, epochs=1.0, tokens=5000, loss_tokens=900, seconds=61.0, first_loss=4.0, final_loss=1.0
+    )
+    model = Model(
+        model_id="m", track="B", provider="p", base_model="smollm2", dataset_sha256="d", training=training
+    )
+    record = {
+        "name": "train",
+        "gives": "Model",
+        "started_at": "2026-11-22T10:00:00+00:00",
+        "ended_at": "2026-11-22T10:01:02.5+00:00",
+        "value": model,
+    }
+    (run / "steps" / "04-train.json").write_bytes(msgspec.json.encode(record))
+    return run
+
+
+def compared() -> EvalReport:
+    new = card(SCORES, label="3-B")
+    return report(new, card(dict.fromkeys(SCORES, 0.0), label="2-B"), warnings=("v2 was asked late",))
+
+
+@pytest.fixture
+def html(tmp_path: Path) -> str:
+    whole = compared()
+    return write_report(write_run(tmp_path), whole, decide(whole, 0.05))[2].read_text(encoding="utf-8")
+
+
+def test_every_tag_is_closed_and_every_section_is_there(html: str) -> None:
+    outline = Outline(html)
+    assert outline.stack == []
+    for part in (
+        "PROMOTE",
+        "hre v3 may replace v2",
+        "Scores",
+        "Questions",
+        "Data findings",
+        "Training curve",
+    ):
+        assert part in outline.text
+    for part in (
+        "5,000 in 4 steps",
+        "Step train",
+        "62.5 s",
+        "smollm2",
+        "v3.jsonl line 7",
+        "v2 was asked late",
+    ):
+        assert part in outline.text
+
+
+def test_nothing_outside_the_file_is_asked_for(html: str) -> None:
+    outline = Outline(html)
+    links = [value for _, name, value in outline.attributes if name in ("src", "href", "srcset", "action")]
+    assert links == ["data:,"]
+    assert not re.search(r"url\(|@import|<script|https?:", html)
+    assert "default-src 'none'" in html
+
+
+def test_secrets_and_personal_data_are_masked_everywhere(html: str) -> None:
+    assert KEY not in html
+    assert "[openai_key]" in html
+    assert "ann.example@example.com" not in html
+    assert "[email]" in html
+
+
+def test_client_text_is_escaped(html: str) -> None:
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html
+    assert "&lt;b&gt;q1&lt;/b&gt;" in html
+
+
+def test_both_answers_stand_side_by_side_with_their_differences(html: str) -> None:
+    assert "The <del>old</del> words" in html
+    assert "The <ins>new</ins> words" in html
+    assert html.index("<del>old") < html.index("<ins>new")
+
+
+def test_each_question_says_what_it_committed_to_and_why_it_counted(html: str) -> None:
+    text = " ".join(Outline(html).text.split())
+    assert f"1 of 2 right; cause committed to: {RIGHT} (its own line \u201cRoot cause:\u201d decides)" in text
+    assert f"All answers: {RIGHT} \u00d7 1, {WRONG} \u00d7 1" in text
+
+
+def test_changed_questions_come_first(html: str) -> None:
+    order = re.findall(r"<summary><strong>(\w+)</strong> <span class=\"badge (\w+)\"", html)
+    assert order == [("q1", "gained"), ("q3", "gained"), ("q4", "gained"), ("q2", "same")]
+
+
+def test_it_reads_on_a_phone_in_the_dark_and_on_paper(html: str) -> None:
+    assert 'content="width=device-width, initial-scale=1"' in html
+    assert "prefers-color-scheme: dark" in html
+    assert "@media print" in html
+    # No width in the style sheet that 400 px could not hold: minimum widths are capped by 100 %.
+    assert re.findall(r"min-width: *\d+", html) == []
+    assert "min(100%, 20rem)" in html
+
+
+def colours(html: str) -> tuple[dict[str, str], dict[str, str]]:
+    light, dark = re.findall(r":root \{(.*?)\}", html, re.S)
+    light_of, dark_of = (dict(re.findall(r"--([\w-]+): (#\w{6})", block)) for block in (light, dark))
+    return light_of, dark_of
+
+
+def luminance(colour: str) -> float:
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_all_text_has_the_contrast_of_wcag_aa(html: str) -> None:
+    pairs = [
+        (ink, paper) for ink in ("ink", "quiet", "good", "bad", "so", "mark") for paper in ("paper", "soft")
+    ]
+    pairs += [(ink, paper) for paper in ("good-soft", "bad-soft", "so-soft") for ink in ("ink", paper[:-5])]
+    for theme in colours(html):
+        for ink, paper in pairs:
+            low, high = sorted((luminance(theme[ink]), luminance(theme[paper])))
+            assert (high + 0.05) / (low + 0.05) >= 4.5, (ink, paper)
+
+
+def test_a_run_of_which_nothing_is_left_still_has_its_verdict(tmp_path: Path) -> None:
+    whole = compared()
+    html = write_report(tmp_path / "hre" / "runs" / "r", whole, decide(whole, 0.05))[2].read_text()
+    text = Outline(html).text
+    assert "hre v3 may replace v2" in text
+    assert "Not on record for this run" in text
+    assert "Training curve" not in text
+
+
+def test_a_first_version_and_a_hold_have_pages_too(tmp_path: Path) -> None:
+    first = report(card(SCORES), None, base=card(dict.fromkeys(SCORES, 0.0)))
+    held = msgspec.structs.replace(compared(), previous=None, not_comparable="v2 cannot be called")
+    for whole, word in ((first, "PROMOTE"), (held, "HOLD")):
+        text = Outline(
+            write_report(tmp_path / "a" / "b" / "c", whole, decide(whole, 0.05))[2].read_text()
+        ).text
+        assert word in text
+        assert "80 % probability" not in text
+
+
+def test_what_a_run_left_is_read_and_a_cut_line_is_passed_over(tmp_path: Path) -> None:
+    proof = read_proof(write_run(tmp_path), compared())
+    assert proof.losses == ((1, 4.0), (2, 2.0), (4, 1.0))
+    assert [(t.step, t.seconds) for t in proof.timings] == [("train", 62.5)]
+    assert proof.model is not None
+    assert [q.id for q in proof.questions] == list(SCORES)
+    assert sorted(proof.answers) == ["2-B", "3-B"]
+
+
+def test_words_only_one_side_has_are_marked() -> None:
+    assert marked("the old tag fires", "the tag fires twice") == (
+        [("the", False), (" old", True), (" tag fires", False)],
+        [("the", False), (" tag fires", False), (" twice", True)],
+    )
+
+
+def test_very_long_answers_are_not_compared_word_by_word() -> None:
+    left, right = "word " * LONGEST, "other"
+    assert marked(left, right) == ([(left, False)], [(right, False)])
+
+
+def test_the_picture_has_the_change_on_the_older_score() -> None:
+    whole = compared()
+    verdict = msgspec.structs.replace(decide(whole, 0.05), previous=0.5, new=0.75, low=0.1, high=0.9)
+    found = scale([("v2", 0.5), ("v3", 0.75)], verdict, percent=True)
+    # 16 to 344 is 0 to 1: 0.5 is 180, 0.75 is 262, 0.6 is 212.8; 1.4 is cut at 344; 0.45 is 163.6.
+    assert [(d.x, d.low, d.high, d.text) for d in found.dots] == [
+        (180.0, None, None, "50%"),
+        (262.0, 212.8, 344.0, "75%"),
+    ]
+    assert found.limit == 163.6
+
+
+def test_the_curve_goes_from_corner_to_corner() -> None:
+    found = curve([(1, 4.0), (2, float("nan")), (3, 2.0)])
+    assert found is not None
+    assert found.points == "16.0,14.0 344.0,116.0"
+    assert curve([(1, 4.0)]) is None
