@@ -35,6 +35,13 @@ def test_the_environment_wins_over_dotenv_and_dotenv_over_the_default(tmp_path: 
     assert load_settings({}, tmp_path / "elsewhere").sources["tolerance"] == "default"
 
 
+def test_the_poll_interval_is_a_setting(tmp_path: Path) -> None:
+    assert load_settings({}, tmp_path).poll_s == 60.0
+    assert load_settings({"FINE_TUNE_POLL_INTERVAL": "5"}, tmp_path).poll_s == 5.0
+    with pytest.raises(ConfigError, match="FINE_TUNE_POLL_INTERVAL='0'"):
+        load_settings({"FINE_TUNE_POLL_INTERVAL": "0"}, tmp_path)
+
+
 def test_every_wrong_variable_is_named_at_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load_settings({"EVAL_REGRESSION_TOLERANCE": "5", "OLLAMA_HOST": "100.86.248.8"}, tmp_path)

@@ -193,7 +193,7 @@ class FineTuneRunner:
     def named(self, run_id: str) -> Run:
         """The run of that name; one that this disk lost is begun again under it, to find what it paid for.
 
-        Raises RunError for a name that is none, DataError where the content is not the one it names.
+        Raises RunError for a name that is none, and where the content is not the one it names.
         """
         known = [state.run for state in self.engine.runs() if state.run.run_id == run_id]
         name = RUN_ID.fullmatch(run_id)
@@ -203,8 +203,9 @@ class FineTuneRunner:
         request = Request(client_id=name[1], version=int(name[2]), track=track)
         client, dataset, choice = self.plan(request)
         if dataset.sha256[:8] != name[4]:
-            raise DataError(
-                f"{dataset.train_path}: its content is not what run {run_id} began with; restore it"
+            raise RunError(
+                f"run {run_id} is unknown here, and {dataset.train_path} is not the content that it names; "
+                "`fine-tune status` lists clients and their runs"
             )
         return self._run(client, dataset, choice, int(name[5]))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import re
 import subprocess
 import sys
@@ -15,11 +16,45 @@ from pathlib import Path
 
 import pytest
 
+from fine_tune_runner.cli.transcript import RULE
 from fine_tune_runner.sample.generate import write_clients
 from tests.contract.openai_server.server import KEY, ContractServer, serving
-from tests.hosted.test_transcript import LINES, MODEL
 from tests.hosted.world import BASE
 from tests.small_client import Result, Workplace
+
+MODEL = r"ft:gpt-4o-mini-2024-07-18:contract:hre-v3:\d+"
+# Labels, rules and ticks as spec.md has them; ids, times, steps and scores vary.
+LINES = [
+    RULE,
+    r"  Fine-Tune Runner — HRE v3 · Track A \(OpenAI\)",
+    RULE,
+    r"  Loading JSONL\.\.\.           ✓ data/clients/hre/v3\.jsonl \(112 records\)",
+    r"  Uploading to OpenAI\.\.\.     ✓ file_id: file-\d+",
+    r"  Creating fine-tune job\.\.\.  ✓ job_id: ftjob-\d+",
+    r"  Model suffix:              gpt-4o-mini-2024-07-18:hre-v3",
+    r"",
+    r"  Polling status\.\.\.",
+    r"    \[\d\d:\d\d\] queued",
+    r"    \[\d\d:\d\d\] running — step 112/336",
+    r"    \[\d\d:\d\d\] running — step 224/336, ETA 01:00",
+    r"    \[\d\d:\d\d\] succeeded",
+    r"",
+    rf"  Fine-tuned model:          {MODEL}",
+    r"",
+    RULE,
+    r"  Running eval harness \(holdout: v3_eval\.jsonl\)\.\.\.",
+    r"    Problem recall:          ✓ \d+%",
+    r"    Solution accuracy:       ✓ \d\.\d\d cosine sim",
+    r"    Regression vs v2:        ✓ [+-]\d\.\d\d (improvement|no change|lower)",
+    r"",
+    RULE,
+    r"  Registering model\.\.\.       ✓ model_registry\.json updated",
+    rf"  Promoting to active\.\.\.     ✓ hre → {MODEL}",
+    r"  Archiving v2\.\.\.            ✓ archived",
+    RULE,
+    r"  ✓ HRE v3 live — ready for routing",
+    rf"  Next: openclaw register --client hre --model {MODEL}",
+]
 
 POLL = ("--poll-interval", "0.02")
 
@@ -125,6 +160,45 @@ def test_no_key_is_left_on_the_disk(house: House, submitted: Result) -> None:
     assert [data for data in left if KEY.encode() in data] == []
 
 
+def on_a_terminal(house: House, answer: str, *arguments: str) -> tuple[int, str]:
+    """Run a command with a person at both ends, who answers the first question."""
+    master, slave = pty.openpty()
+    child = subprocess.Popen(
+        [sys.executable, "-m", "fine_tune_runner", *arguments],
+        cwd=house.folder,
+        env=house.env | {"TERM": "dumb"},
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+    )
+    os.close(slave)
+    os.write(master, f"{answer}\n".encode())
+    said = b""
+    try:
+        while chunk := os.read(master, 65536):
+            said += chunk
+    except OSError:  # the other end is closed
+        pass
+    os.close(master)
+    return child.wait(), said.decode(errors="replace")
+
+
+def test_a_no_on_the_terminal_sends_nothing(house: House, submitted: Result) -> None:
+    uploads = house.server.asked("POST /files")
+    again = ("submit", "--client", "hre", "--version", "3", "--track", "a", "--again")
+    code, said = on_a_terminal(house, "n", *again)
+    assert (code, "This run costs about $0.66" in said, "nothing was sent" in said) == (130, True, True), said
+    assert house.server.asked("POST /files") == uploads
+
+
+def test_doctor_asks_on_a_terminal_before_it_deletes(house: House, submitted: Result) -> None:
+    file = house.server.account.add_file("hre-v3-a-1a2b3c4d-8.jsonl", "fine-tune", b"{}")
+    code, said = on_a_terminal(house, "leave", "doctor")
+    assert (code, file.id in house.server.account.files) == (1, True), said
+    code, said = on_a_terminal(house, "delete", "doctor")
+    assert (code, file.id in house.server.account.files) == (0, False), said
+
+
 def test_doctor_exits_by_the_days_that_are_left(house: House, submitted: Result) -> None:
     end = datetime.now(UTC).date() + timedelta(days=40)
     house.server.account.shutdown_dates[BASE] = str(end)
@@ -153,7 +227,7 @@ def test_doctor_deletes_what_nobody_watches_when_told_to(house: House, submitted
 def test_doctor_adopts_a_paid_job_whose_run_was_lost(house: House, submitted: Result) -> None:
     """As after a lost disk: the run's folder, its registry entry and the ledger are gone."""
     hre = house.folder / "data" / "clients" / "hre"
-    (run,) = hre.glob("runs/hre-v3-*")
+    (run,) = hre.glob("runs/hre-v3-*-1")
     run_id = run.name
     for path in (
         run,

@@ -60,7 +60,8 @@ def money(estimate: Estimate) -> str:
     """The price of a run as a person reads it."""
     if estimate.cost_usd is None:
         return f"an unknown price ({estimate.price_source})"
-    return f"about ${estimate.cost_usd:.2f} ({estimate.price_source})"
+    about = "about " if estimate.cost_usd else ""
+    return f"{about}${estimate.cost_usd:.2f} ({estimate.price_source})"
 
 
 def confirm(yes: bool) -> Callable[[Estimate], bool]:

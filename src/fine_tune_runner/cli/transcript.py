@@ -50,7 +50,9 @@ class Transcript:
             "exported": lambda d, _: self._tick("Exporting GGUF...", f"{d['path']} ({d['size_mb']:.1f} MB)"),
             "created": lambda d, _: self._tick("Creating model...", d["model_id"]),
             "confirmed": self._confirmed,
-            "uploaded": lambda d, _: self._tick("Uploading to OpenAI...", f"file_id: {d['file_id']}"),
+            "uploaded": lambda d, _: self._tick(
+                f"Uploading to {d['provider']}...", f"file_id: {d['file_id']}"
+            ),
             "job created": self._job_created,
             "job status": self._job_status,
             "job finished": lambda d, _: self._model(d["model_id"]),
@@ -77,7 +79,7 @@ class Transcript:
     def _tick(self, label: str, text: str, *, mark: str = "✓", indent: int = 2) -> None:
         self.close()
         colour = {"✓": "green", "✗": "red"}.get(mark)
-        head = (" " * indent + label).ljust(LABEL_WIDTH)
+        head = (" " * indent + label).ljust(LABEL_WIDTH - 1) + " "
         echo(head + f"{mark} {text}" if mark else head + text, fg=colour if mark == "✗" else None)
 
     def _header(self, data: Data, _event: Event) -> None:

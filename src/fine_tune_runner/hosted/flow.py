@@ -188,7 +188,7 @@ class Flow:
                 )
         finally:
             path.unlink(missing_ok=True)
-        context.emit("uploaded", file_id=file_id)
+        context.emit("uploaded", file_id=file_id, provider=self._provider.title)
         return Upload(file_id=file_id, name=name, sha256=sha256)
 
     def create(self, context: RunContext) -> HostedJob:
