@@ -318,7 +318,7 @@ def test_a_run_that_this_disk_lost_is_begun_again_by_its_name(desk: Desk) -> Non
     run = desk.runner().run_for(Request(client_id="small", version=1))
     named = desk.runner().named(run.run_id[:-1] + "2")
     assert (named.attempt, named.dataset_sha256, named.track) == (2, run.dataset_sha256, "B")
-    with pytest.raises(RunError, match="small-v2-b-00000000-1 is unknown here, and .* not the content"):
+    with pytest.raises(RunError, match=r"small-v2-b-00000000-1 is unknown here, and .* not the content"):
         desk.runner().named("small-v2-b-00000000-1")
     with pytest.raises(RunError, match="unknown"):
         desk.runner().named("small")

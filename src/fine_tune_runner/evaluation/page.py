@@ -196,7 +196,8 @@ def usage(proof: Proof) -> list[tuple[str, str]]:
     if proof.model and proof.model.cost_usd is not None:
         found.append(("Cost", f"${proof.model.cost_usd:.2f}"))
     elif proof.estimate:
-        found.append(("Cost (estimated)", f"${proof.estimate.cost_usd:.2f}, {proof.estimate.price_source}"))
+        cost = "unknown" if proof.estimate.cost_usd is None else f"${proof.estimate.cost_usd:.2f}"
+        found.append(("Cost (estimated)", f"{cost}, {proof.estimate.price_source}"))
     return found
 
 
