@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -10,8 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fine_tune_runner.evaluation.gate import Comparison, compare, decide, passes
-from fine_tune_runner.types import EvalReport, ScoreCard, VersionKey
+from fine_tune_runner.evaluation.gate import (
+    Comparison,
+    Scores,
+    behind_best,
+    compare,
+    decide,
+    judge,
+    passes,
+    undecided,
+)
+from fine_tune_runner.types import EvalReport, Evaluation, ScoreCard, Verdict, VersionKey
 
 
 def card(scores: dict[str, float], **changes: Any) -> ScoreCard:
@@ -181,3 +191,150 @@ def test_sound_evidence_is_decided_by_the_rule(
 
 def test_the_rule_fails_for_nan() -> None:
     assert not passes(math.nan, 0.05)
+
+
+REPEATED = st.dictionaries(
+    st.sampled_from([f"q{i}" for i in range(12)]),
+    st.lists(st.sampled_from([0.0, 1.0]), min_size=1, max_size=10),
+    min_size=1,
+)
+
+
+def both_ways(good: Scores, bad: Scores, *, strict: bool) -> set[str]:
+    """Decisions with the bad set on either side and on both; asking more never helps it."""
+    pairs = ((bad, good), (good, bad), (bad, bad))
+    assert not any(undecided(new, previous, 0.05) for new, previous in pairs)
+    return {judge(new, previous, 0.05, strict=strict).decision for new, previous in pairs}
+
+
+@given(REPEATED, st.data(), st.booleans())
+def test_one_answer_that_is_no_score_never_promotes(
+    scores: dict[str, list[float]], data: st.DataObject, strict: bool
+) -> None:
+    name = data.draw(st.sampled_from(sorted(scores)))
+    at = data.draw(st.integers(0, len(scores[name])))
+    answers = [*scores[name][:at], data.draw(NO_SCORE), *scores[name][at:]]
+    assert both_ways(scores, scores | {name: answers}, strict=strict) == {"hold"}
+
+
+@given(REPEATED, st.data(), st.booleans())
+def test_a_question_with_no_answers_left_never_promotes(
+    scores: dict[str, list[float]], data: st.DataObject, strict: bool
+) -> None:
+    name = data.draw(st.sampled_from(sorted(scores)))
+    assert both_ways(scores, scores | {name: []}, strict=strict) == {"hold"}
+
+
+@given(REPEATED, st.data())
+def test_another_set_of_questions_never_promotes(scores: dict[str, list[float]], data: st.DataObject) -> None:
+    name = data.draw(st.sampled_from(sorted(scores)))
+    fewer = {q: s for q, s in scores.items() if q != name}
+    renamed = {("other" if q == name else q): s for q, s in scores.items()}
+    for other in (fewer, renamed, {}):
+        assert judge(scores, other, 0.05).decision == "hold"
+        assert judge(other, scores, 0.05).decision == "hold"
+
+
+@given(REPEATED, st.sampled_from([math.nan, math.inf, -math.inf, -0.01]))
+def test_no_tolerance_is_taken_for_a_pass(scores: dict[str, list[float]], tolerance: float) -> None:
+    assert judge(scores, scores, tolerance).decision == "hold"
+
+
+@given(REPEATED, st.data(), st.booleans())
+def test_certainty_is_said_and_only_strict_lets_it_decide(
+    previous: dict[str, list[float]], data: st.DataObject, strict: bool
+) -> None:
+    new = {q: data.draw(st.lists(st.sampled_from([0.0, 1.0]), min_size=1, max_size=10)) for q in previous}
+    verdict = judge(new, previous, 0.05, strict=strict)
+    assert verdict.delta is not None
+    assert verdict.p_worse is not None
+    rule = "promote" if passes(verdict.delta, 0.05) else "refuse"
+    held = strict and rule == "promote" and verdict.strength == "weak"
+    assert verdict.decision == ("hold" if held else rule)
+    sure = verdict.p_worse < 0.1 if rule == "promote" else verdict.p_worse > 0.9
+    assert verdict.strength == ("strong" if sure else "weak")
+    assert undecided(new, previous, 0.05) == (0.1 <= verdict.p_worse <= 0.9)
+
+
+@given(SCORES, st.integers(1, 20))
+def test_many_failed_calls_never_promote(scores: dict[str, float], failed: int) -> None:
+    good, bad = card(scores), card(scores, failed=len(scores) + failed)
+    for new, previous in ((bad, good), (good, bad), (bad, bad), (bad, None)):
+        assert decide(report(new, previous), 0.05).decision == "hold"
+
+
+@given(SCORES, st.data())
+def test_stored_answers_that_are_not_the_shared_ones_never_promote(
+    scores: dict[str, float], data: st.DataObject
+) -> None:
+    shared = tuple(data.draw(st.lists(st.sampled_from([*scores, "other"]), unique=True, min_size=1)))
+    stored = card(dict.fromkeys(shared, 0.0))
+    verdict = decide(report(card(scores), stored, shared=shared), 0.05)
+    sound = len(shared) >= 5 and set(shared) <= set(scores)
+    assert verdict.decision == ("promote" if sound else "hold")
+
+
+def test_only_shared_questions_count_where_stored_answers_stand_in() -> None:
+    new = card(right(5, 10))
+    stored = card(right(5, 5))
+    verdict = decide(report(new, stored, shared=("q0", "q1", "q2", "q3", "q4")), 0.05)
+    assert (verdict.decision, verdict.new, verdict.previous) == ("promote", 1.0, 1.0)
+
+
+def test_what_is_sure_is_strong_and_what_is_not_is_weak() -> None:
+    ten = {f"q{i}": [1.0] for i in range(10)}
+    lost_one = ten | {"q0": [0.0]}
+    none = {q: [0.0] for q in ten}
+    assert judge(ten, none, 0.05).strength == "strong"
+    assert judge(none, ten, 0.05).strength == "strong"
+    assert (judge(lost_one, ten, 0.05).decision, judge(lost_one, ten, 0.05).strength) == ("refuse", "weak")
+    assert "weak: " in judge(lost_one, ten, 0.05).reason
+
+
+def evaluation(delta: float | None, against: int | None) -> Evaluation:
+    key = None if against is None else VersionKey(version=against, track="A")
+    verdict = Verdict(
+        decision="promote", reason="", measure="recall", tolerance=0.05, delta=delta, compared_with=key
+    )
+    return Evaluation(
+        method="recall",
+        recall=0.5,
+        similarity=None,
+        questions=10,
+        answers=10,
+        fingerprint="f",
+        verdict=verdict,
+        at=datetime(2026, 11, 22, tzinfo=UTC),
+    )
+
+
+def warned(*deltas: float) -> str | None:
+    """Version 1, then one version for each change; asks about the last."""
+    known = {VersionKey(version=1, track="A"): evaluation(None, None)}
+    for n, delta in enumerate(deltas, 2):
+        known[VersionKey(version=n, track="A")] = evaluation(delta, n - 1)
+    last = VersionKey(version=len(deltas) + 1, track="A")
+    return behind_best(last, known[last].verdict, known, 0.05)
+
+
+def test_small_steps_down_that_add_up_are_said() -> None:
+    text = warned(*[-0.03] * 8)
+    assert text is not None
+    assert "v9 (track A) is 24 points below v1 (track A), the best so far" in text
+
+
+def test_the_best_is_the_highest_point_on_the_way() -> None:
+    text = warned(0.20, -0.04, -0.04)
+    assert text is not None
+    assert "8 points below v2" in text
+
+
+@pytest.mark.parametrize("deltas", [(-0.04,), (-0.04, 0.04, -0.04), (0.1, 0.1), (-0.02, -0.03)])
+def test_what_stays_within_the_tolerance_is_not_said(deltas: tuple[float, ...]) -> None:
+    assert warned(*deltas) is None
+
+
+def test_versions_that_were_compared_in_a_circle_come_to_an_end() -> None:
+    one, two = VersionKey(version=1, track="A"), VersionKey(version=2, track="A")
+    known = {one: evaluation(-0.04, 2), two: evaluation(-0.04, 1)}
+    assert behind_best(two, known[two].verdict, known, 0.05) is None

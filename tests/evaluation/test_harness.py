@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 from tests.scripted_track import Letters
 
 from fine_tune_runner.errors import ServingError
@@ -266,3 +268,17 @@ def test_a_broken_file_of_stored_answers_holds(folder: Path) -> None:
 def test_a_version_that_answers_nothing_and_left_nothing_holds(folder: Path) -> None:
     found = report(folder, Models(new=always(RIGHT), old=lambda q, k: None))
     assert decide(found, 0.05).reason == "old answered no question"
+
+
+class Broken(Letters):
+    """An embedder that fails once answers are to be scored."""
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        if any("late" in text for text in texts):
+            raise RuntimeError("the embedder broke")
+        return super().embed(texts)
+
+
+def test_an_exception_in_the_scorer_gives_no_report_to_decide_on(folder: Path) -> None:
+    with pytest.raises(RuntimeError, match="the embedder broke"):
+        report(folder, Models(new=always("late"), old=always("late")), embedder=Broken())
