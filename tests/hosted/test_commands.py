@@ -244,6 +244,26 @@ def test_doctor_adopts_a_paid_job_whose_run_was_lost(house: House, submitted: Re
     assert (entry["active"], entry["run_id"]) == (True, run_id)
 
 
+def test_a_run_that_was_killed_goes_on_watching_the_job_it_paid_for(
+    another: ContractServer, place: Workplace
+) -> None:
+    place.env |= environment(another, place.folder / "models")
+    place.write_config(track_preference="a", base_model=None)
+    running = place.start("submit", "--client", "small", "--version", "1", "--yes", "--poll-interval", "60")
+    while not any(job.step for job in list(another.account.jobs.values())) and running.poll() is None:
+        for job_id in list(another.account.jobs):
+            another.account.look(job_id)
+        time.sleep(0.05)
+    running.kill()
+    running.communicate()
+    result = place.submit(1, *POLL)
+    assert result.code == 0, result.err
+    polling = result.out.partition("  Polling status...\n")[2]
+    assert re.match(r"    \[\d\d:\d\d\] (running|succeeded)", polling), result.out
+    assert "Uploading" not in result.out
+    assert (another.asked("POST /fine_tuning/jobs"), another.training_files) == (1, [])
+
+
 def test_cancel_stops_the_job_and_submit_points_to_another_attempt(
     another: ContractServer, place: Workplace
 ) -> None:

@@ -41,6 +41,7 @@ class Transcript:
         self._task: Any = None
         self._since: datetime | None = None
         self._printed: datetime | None = None
+        self._polled = False
         self._printers: dict[str, Callable[[Data, Event], None]] = {
             "run planned": self._header,
             "loaded": lambda d, _: self._tick("Loading JSONL...", f"{d['path']} ({d['records']} records)"),
@@ -114,17 +115,22 @@ class Transcript:
         echo("  Fine-tuned model:".ljust(LABEL_WIDTH) + model_id)
         echo()
 
-    def _job_created(self, data: Data, event: Event) -> None:
-        self._since = event.at
+    def _job_created(self, data: Data, _event: Event) -> None:
         self._tick("Creating fine-tune job...", f"job_id: {data['job_id']}")
         echo("  Model suffix:".ljust(LABEL_WIDTH) + data["suffix"])
         echo()
+        self._polling()
+
+    def _polling(self) -> None:
+        self._polled = True
         echo("  Polling status...")
 
-    def _job_status(self, data: Data, event: Event) -> None:
+    def _job_status(self, data: Data, _event: Event) -> None:
+        if not self._polled:  # a run that goes on
+            self._polling()
         steps = f" — step {data['step']}/{data['total']}" if data.get("step") else ""
         eta = f", ETA {clock(data['eta_s'])}" if data.get("eta_s") else ""
-        echo(f"    [{self._elapsed(event)}] {data['status']}{steps}{eta}")
+        echo(f"    [{clock(data['elapsed_s'])}] {data['status']}{steps}{eta}")
 
     def _evaluation_started(self, data: Data, event: Event) -> None:
         self.close()
