@@ -166,6 +166,13 @@ def test_again_makes_a_new_attempt_with_a_run_id_of_its_own(desk: Desk) -> None:
     assert desk.statuses() == {1: "archived", 2: "active"}
 
 
+def test_another_attempt_at_the_version_in_service_trains_nothing(desk: Desk) -> None:
+    desk.runner().submit("small", 1)
+    with pytest.raises(RegistryError, match=r"v1 .* is in service; publish a new version"):
+        desk.runner().submit("small", 1, again=True)
+    assert desk.track.trained == [1]
+
+
 def test_run_ids_can_be_derived_again(desk: Desk) -> None:
     job = desk.runner().submit("small", 1)
     (entry,) = desk.runner().registry("small").entries()

@@ -187,6 +187,9 @@ class FineTuneRunner:
             raise RunError(f"run {last.run.run_id} is alive in process {last.pid}")
         if reason := track_port.unavailable():
             raise PolicyError(f"Track {choice.track} ({choice.reason}) is not available: {reason}")
+        # Asked before anything is trained or paid for, though `register` would refuse it as well.
+        key = VersionKey(version=dataset.version, track=choice.track)
+        edits.check_replaceable(self.registry(client.id).entries(), key)
         run = self._run(client, dataset, choice, last.run.attempt + 1 if last else 1)
         return msgspec.structs.replace(run, max_cost_usd=request.max_cost_usd)
 

@@ -185,9 +185,9 @@ def on_a_terminal(house: House, answer: str, *arguments: str) -> tuple[int, str]
 
 def test_a_no_on_the_terminal_sends_nothing(house: House, submitted: Result) -> None:
     uploads = house.server.asked("POST /files")
-    again = ("submit", "--client", "hre", "--version", "3", "--track", "a", "--again")
+    again = ("submit", "--client", "hre", "--version", "2", "--track", "a", "--again")
     code, said = on_a_terminal(house, "n", *again)
-    assert (code, "This run costs about $0.66" in said, "nothing was sent" in said) == (130, True, True), said
+    assert (code, "This run costs about $0.49" in said, "nothing was sent" in said) == (130, True, True), said
     assert house.server.asked("POST /files") == uploads
 
 
@@ -227,7 +227,7 @@ def test_doctor_deletes_what_nobody_watches_when_told_to(house: House, submitted
 def test_doctor_adopts_a_paid_job_whose_run_was_lost(house: House, submitted: Result) -> None:
     """As after a lost disk: the run's folder, its registry entry and the ledger are gone."""
     hre = house.folder / "data" / "clients" / "hre"
-    (run,) = hre.glob("runs/hre-v3-*-1")
+    (run,) = hre.glob("runs/hre-v3-*")
     run_id = run.name
     for path in (
         run,

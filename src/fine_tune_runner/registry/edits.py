@@ -45,11 +45,16 @@ def registered(entries: Entries, entry: RegistryEntry) -> Entries:
     Raises RegistryError where that version is in service: a model that answers is never swapped out from
     under its readers.
     """
-    old = find(entries, entry.key)
-    if old is not None and old.active:
-        raise RegistryError(f"{spell(entry.key)} is in service; publish a new version instead")
+    check_replaceable(entries, entry.key)
     rest = [e for e in entries if e.key != entry.key]
     return tuple(sorted([*rest, entry], key=lambda e: (e.version, e.created_at)))
+
+
+def check_replaceable(entries: Entries, key: VersionKey) -> None:
+    """Raise RegistryError where that version is in service, so that another attempt could not replace it."""
+    old = find(entries, key)
+    if old is not None and old.active:
+        raise RegistryError(f"{spell(key)} is in service; publish a new version instead")
 
 
 def scored(
