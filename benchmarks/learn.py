@@ -39,7 +39,6 @@ from fine_tune_runner.settings import (
     DEFAULT_BASE,
     Client,
     Settings,
-    TrainingConfig,
     load_account_state,
     load_client,
     load_settings,
@@ -80,7 +79,8 @@ def main() -> int:
         with tempfile.TemporaryDirectory(prefix="learn-") as folder:
             data = msgspec.structs.replace(settings, data_dir=Path(folder) / "clients")
             rows.append(measure(data, seed, options.questions))
-    report = summary(rows, options.questions)
+            training = msgspec.to_builtins(resolve(load_client(data, CLIENT).config.training))
+    report = summary(rows, options.questions, training)
     print(table(rows), f"\n{msgspec.json.encode(report['training']).decode()}")
     if options.json:
         options.json.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
@@ -205,13 +205,13 @@ def cause(example: Example) -> str:
     return example.answer.partition("\n")[0].removeprefix("Root cause: ")
 
 
-def summary(rows: Sequence[Row], questions: int) -> dict[str, Any]:
+def summary(rows: Sequence[Row], questions: int, training: dict[str, Any]) -> dict[str, Any]:
     """Everything measured, with the means over seeds and the training settings."""
     names = [name for name in Row.__struct_fields__ if name not in ("seed", "unresolved")]
     return {
         "client": CLIENT,
         "questions": questions,
-        "training": msgspec.to_builtins(resolve(TrainingConfig())),
+        "training": training,
         "seeds": msgspec.to_builtins(rows),
         "mean": {name: float(np.mean([getattr(row, name) for row in rows])) for name in names},
     }

@@ -216,6 +216,7 @@ class Line:
             decoding=Decoding(**msgspec.to_builtins(self._client.config.eval)),
             answers_dir=run_dir / "answers",
             on_reply=on_reply,
+            tolerance=self._settings.tolerance,
         )
 
     def decide(self, context: RunContext) -> Verdict:
@@ -227,7 +228,13 @@ class Line:
         from fine_tune_runner.evaluation import gate
         from fine_tune_runner.evaluation.report import write_report
 
-        verdict = gate.decide(report, self._settings.tolerance)
+        tolerance = self._settings.tolerance
+        verdict = gate.decide(report, tolerance)
+        evaluations = {e.key: e.evaluation for e in self._registry.entries() if e.evaluation}
+        if behind := gate.behind_best(report.key, verdict, evaluations, tolerance):
+            report = msgspec.structs.replace(report, warnings=(*report.warnings, behind))
+        for warning in report.warnings:
+            emit("warning", message=warning)
         evaluation = Evaluation(
             method=report.measure,
             recall=report.new.recall,

@@ -18,7 +18,7 @@ from fine_tune_runner.errors import RunnerError, UsageError
 
 MARKER = ".fine-tune-demo"
 # The worse version needs no long training to be worse.
-WORSE_EPOCHS = 2
+WORSE_EPOCHS = 1
 
 
 class Stages:
@@ -56,7 +56,7 @@ def demo_command(seed: int, folder: Path) -> int:
       fine-tune demo
       fine-tune demo --seed 7 --dir demo-7
     """
-    from fine_tune_runner.sample.generate import write_clients, write_worse_version
+    from fine_tune_runner.sample.generate import questions, write_clients, write_worse_version
 
     data = fresh(folder) / "clients"
     os.environ["CLIENT_DATA_DIR"] = str(data)
@@ -65,7 +65,7 @@ def demo_command(seed: int, folder: Path) -> int:
     stages.step("generate three clients", lambda: write_clients(data, seed))
     stages.command("status", "status")
     stages.command("v1: train, evaluate, promote", "submit", "--client", "teleios", "--version", "1")
-    stages.command("ask", "ask", "--client", "teleios", QUESTION)
+    stages.command("ask", "ask", "--client", "teleios", questions(seed, 1)[0].question)
     echo("\nNow a v2 that is worse on purpose: each cause answers with its neighbour's, consistently,")
     echo("so that no check of the data can see it. Only the guard can.")
 
@@ -91,9 +91,6 @@ def demo_command(seed: int, folder: Path) -> int:
     echo(f"\nLook around: {data}/teleios/runs/*/report.md, {data}/teleios/model_registry.json")
     echo(f"Go on: CLIENT_DATA_DIR={data} .venv/bin/fine-tune status")
     return 0
-
-
-QUESTION = "Since Monday the shop counts more purchases than it ships. Reloading the thank-you page adds one."
 
 
 def fresh(folder: Path) -> Path:

@@ -10,7 +10,7 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -39,7 +39,7 @@ class ClientText(msgspec.Struct, frozen=True):
 
     client_id: str
     client_name: str
-    config: dict[str, str | bool]
+    config: dict[str, Any]
     account_state_version: str
     pairs: tuple[str, ...]
     words: dict[str, tuple[str, ...]]
