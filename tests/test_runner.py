@@ -10,7 +10,15 @@ from typing import Any
 
 import pytest
 
-from fine_tune_runner.errors import DataError, Interrupted, PolicyError, RegistryError, RunError, UsageError
+from fine_tune_runner.errors import (
+    DataError,
+    Interrupted,
+    PolicyError,
+    RegistryError,
+    RunError,
+    ServingError,
+    UsageError,
+)
 from fine_tune_runner.runner import FineTuneRunner
 from fine_tune_runner.settings import load_settings
 from fine_tune_runner.types import Estimate, Request, VersionKey
@@ -361,6 +369,47 @@ def test_ask_lets_the_model_in_service_answer(desk: Desk) -> None:
     }
     desk.runner().submit("small", 1)
     assert desk.runner().ask("small", "What is wrong?").startswith("Root cause: duplicate_tag_install")
+
+
+def test_another_attempt_waits_for_an_unfinished_one(desk: Desk) -> None:
+    desk.track.script = {}
+    with pytest.raises(ServingError):
+        desk.runner().submit("small", 1)
+    (run,) = desk.client.glob("runs/*")
+    lines = (run / "events.jsonl").read_text().splitlines()
+    (run / "events.jsonl").write_text("\n".join(lines[:-1]) + "\n")  # as a kill -9 leaves it
+    with pytest.raises(RunError, match=f"unfinished: fine-tune resume {run.name}"):
+        desk.runner().submit("small", 1, again=True)
+
+
+def test_a_version_that_was_in_service_is_not_replaced(desk: Desk) -> None:
+    desk.track.script = {0: wrong, 1: right, 2: right}
+    desk.runner().submit("small", 1)
+    desk.runner().submit("small", 2)
+    with pytest.raises(RegistryError, match="was in service and can be rolled back to"):
+        desk.runner().submit("small", 1, again=True)
+
+
+def test_a_client_that_became_sensitive_is_not_put_back_on_track_a(tmp_path: Path) -> None:
+    desk = Desk(tmp_path, track_preference="a")
+    desk.track.script = {0: wrong, 1: right, 2: right}
+    desk.runner().submit("small", 1)
+    desk.runner().submit("small", 2)
+    desk.write_config(track_preference="a", sensitive=True)
+    with pytest.raises(PolicyError, match="may not leave the network"):
+        desk.runner().rollback("small", 1)
+    with pytest.raises(PolicyError, match="may not leave the network"):
+        desk.runner().promote("small", 1, override="all the same")
+
+
+def test_a_torn_event_line_loses_nothing_else(desk: Desk) -> None:
+    job = desk.runner().submit("small", 1)
+    path = desk.client / "runs" / job.run_id / "events.jsonl"
+    whole = len(desk.runner().engine.events(job.run_id))
+    path.write_bytes(path.read_bytes() + b'{"at":"20')
+    assert desk.runner().poll(job.run_id).state == "finished"
+    path.write_bytes(path.read_bytes() + b"\n")
+    assert len(desk.runner().engine.events(job.run_id)) == whole
 
 
 def test_forget_erases_the_client_and_leaves_one_line(desk: Desk) -> None:

@@ -136,3 +136,11 @@ def test_a_wrong_account_state_is_named(tmp_path: Path, text: str | None, fault:
     settings = load_settings({"CLIENT_DATA_DIR": str(tmp_path)}, tmp_path)
     with pytest.raises(ConfigError, match=fault):
         load_account_state(load_client(settings, "hre"))
+
+
+def test_a_config_that_is_not_utf_8_is_one_line(tmp_path: Path) -> None:
+    write_client(tmp_path)
+    (tmp_path / "hre" / "config.json").write_bytes(b'{"client_id":"hre","client_name":"Caf\xe9"}')
+    settings = load_settings({"CLIENT_DATA_DIR": str(tmp_path)}, tmp_path)
+    with pytest.raises(ConfigError, match=r"config\.json"):
+        load_client(settings, "hre")

@@ -6,8 +6,6 @@ the dict `TRACKS`.
 
 from __future__ import annotations
 
-import getpass
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -32,7 +30,7 @@ from fine_tune_runner.policy.track import choose_track
 from fine_tune_runner.ports import TrackPort
 from fine_tune_runner.registry import edits
 from fine_tune_runner.registry.store import Registry
-from fine_tune_runner.settings import Client, Settings, load_account_state, load_client
+from fine_tune_runner.settings import Client, Settings, load_account_state, load_client, whoami
 from fine_tune_runner.types import (
     Clock,
     Dataset,
@@ -108,8 +106,7 @@ class FineTuneRunner:
 
     `listener` hears every event, `notice` every repair and warning in one line. `tracks`, `embedder` and
     `clock` are seams for tests and for other trainers; `confirm` is asked before money is spent. Methods
-    raise `RunnerError`s; a refused or held
-    version is no error but a `Job` whose verdict says so.
+    raise `RunnerError`s; a refused or held version is no error but a `Job` whose verdict says so.
     """
 
     def __init__(
@@ -131,7 +128,7 @@ class FineTuneRunner:
         self._tracks = tracks
         self._embedder = embedder
         self._confirm = confirm
-        self.who = who or f"{getpass.getuser()}@{os.uname().nodename}"
+        self.who = who or whoami()
         self.engine: Engine = Journal(settings.data_dir, self._plan, clock, listener=listener)
 
     def submit(self, client_id: str, version: int, track: Track | None = None, **words: Any) -> Job:
@@ -185,6 +182,9 @@ class FineTuneRunner:
             return msgspec.structs.replace(last.run, max_cost_usd=request.max_cost_usd)
         if last and last.state == "running":
             raise RunError(f"run {last.run.run_id} is alive in process {last.pid}")
+        if last and last.state == "interrupted" and track_port.ended(last.run) is None:
+            run_id = last.run.run_id  # what it paid for may still be going on elsewhere
+            raise RunError(f"run {run_id} is unfinished: fine-tune resume {run_id}, or cancel it first")
         if reason := track_port.unavailable():
             raise PolicyError(f"Track {choice.track} ({choice.reason}) is not available: {reason}")
         # Asked before anything is trained or paid for, though `register` would refuse it as well.
@@ -267,7 +267,8 @@ class FineTuneRunner:
     def findings(self, client_id: str, version: int, track: Track | None = None) -> Findings:
         """Every check of a version, by the tokenizer of the track it would take; nothing is begun."""
         client = load_client(self.settings, client_id)
-        chosen = choose_track(client, track, None, 0).track
+        rows = read.count_rows(read.train_path(client.dir, version))
+        chosen = choose_track(client, track, None, rows).track
         try:
             embedder = self._embedder(self.settings)
         except MissingModel:
@@ -327,7 +328,7 @@ class FineTuneRunner:
 
         Raises RegistryError where the version was never evaluated.
         """
-        entry = self.entry(client_id, version, track)
+        entry = self._servable(client_id, version, track)
         registry = self.registry(client_id)
         verdict = entry.evaluation.verdict if entry.evaluation else None
         if override is not None:
@@ -356,7 +357,7 @@ class FineTuneRunner:
         self, client_id: str, version: int, track: Track | None = None, *, why: str = "rollback"
     ) -> RegistryEntry:
         """Reactivate a version that was in service before, at once."""
-        entry = self.entry(client_id, version, track)
+        entry = self._servable(client_id, version, track)
         entries = self.registry(client_id).change(
             "rollback",
             lambda entries: edits.rolled_back(entries, entry.key),
@@ -432,6 +433,12 @@ class FineTuneRunner:
         if len(found) > 1:
             raise UsageError(f"v{version} exists on both tracks; name one: --track a or --track b")
         return found[0] if found else edits.get(entries, VersionKey(version=version, track="B"))
+
+    def _servable(self, client_id: str, version: int, track: Track | None) -> RegistryEntry:
+        """The entry of a version that may go into service; PolicyError for A and a sensitive client."""
+        entry = self.entry(client_id, version, track)
+        choose_track(load_client(self.settings, client_id), entry.track, None, 0)
+        return entry
 
     def registry(self, client_id: str) -> Registry:
         """The registry of a client that exists."""

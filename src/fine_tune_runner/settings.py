@@ -6,6 +6,8 @@ wrapped so that no repr, log or report can show them.
 
 from __future__ import annotations
 
+import getpass
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -124,6 +126,15 @@ class Client(msgspec.Struct, frozen=True, kw_only=True):
         return self.config.client_name or self.id.upper()
 
 
+def whoami() -> str:
+    """`user@host`, for the record; a container's user may have no name."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        user = f"uid-{os.getuid()}"
+    return f"{user}@{os.uname().nodename}"
+
+
 def _default_models_dir(env: Mapping[str, str]) -> str:
     cache = env.get("XDG_CACHE_HOME") or str(Path(env.get("HOME", "~")).expanduser() / ".cache")
     return str(Path(cache) / "fine-tune-runner")
@@ -143,6 +154,10 @@ def _seconds(text: str) -> float:
     return value
 
 
+def _path(text: str) -> Path:
+    return Path(text).expanduser()
+
+
 def _url(text: str) -> str:
     if not re.match(r"(https?|ssh)://[^\s/]+", text):
         raise ValueError("give a URL with its scheme, such as http://127.0.0.1:11434")
@@ -151,8 +166,8 @@ def _url(text: str) -> str:
 
 # (field, environment variable, default, parser). One table, one loop: `fine-tune config` prints it.
 FIELDS: tuple[tuple[str, str, str | None, Any], ...] = (
-    ("data_dir", "CLIENT_DATA_DIR", "data/clients", Path),
-    ("models_dir", "FINE_TUNE_MODELS_DIR", None, Path),
+    ("data_dir", "CLIENT_DATA_DIR", "data/clients", _path),
+    ("models_dir", "FINE_TUNE_MODELS_DIR", None, _path),
     ("openai_api_key", "OPENAI_API_KEY", None, Secret),
     ("openai_base_url", "OPENAI_BASE_URL", None, _url),
     ("ollama_host", "OLLAMA_HOST", None, _url),
@@ -274,7 +289,7 @@ def read_json(path: Path, kind: type[T], remedy: str) -> T:
         return msgspec.json.decode(data, type=kind)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{path}: {error}; correct the value") from None
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid JSON: {error}") from None
 
 

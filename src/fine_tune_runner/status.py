@@ -37,7 +37,7 @@ def rows(runner: FineTuneRunner, client_id: str | None, notice: Callable[[str], 
     for name in client_ids(runner.settings):
         try:
             found += _client_rows(runner, load_client(runner.settings, name))
-        except RunnerError as error:
+        except (RunnerError, OSError) as error:
             notice(str(error))
             found.append(Row(client=name, status="failed", note="cannot be read"))
     return found

@@ -96,6 +96,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader of our pipe left, such as `head`; keep Python from complaining about it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        _say("system", f"{place}{error.strerror or error}; check permissions and free space", as_json)
+        code = 1
     return code if isinstance(code, int) else 0
 
 

@@ -82,4 +82,4 @@ def parse_time(text: str) -> datetime:
         time = datetime.fromisoformat(text)
     except ValueError:
         raise UsageError(f"--at {text!r}: give an ISO 8601 time, such as 2026-11-20T12:00") from None
-    return time if time.tzinfo else time.replace(tzinfo=UTC)
+    return time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)

@@ -124,9 +124,12 @@ def closing(job: Job, entry: RegistryEntry, name: str, as_json: bool) -> int:
         echo(f"  ✓ {title} live — ready for routing", fg="green")
         echo(f"  Next: openclaw register --client {job.client_id} --model {entry.model_id}")
     elif entry.status == "archived":
-        echo(f"  {title} was in service before; back to it: fine-tune rollback --version {entry.version}")
+        back = f"fine-tune rollback --client {job.client_id} --version {entry.version}"
+        echo(f"  {title} was in service before; back to it: {back}")
     else:
         word = {"refuse": "refused", "hold": "held"}.get(decision, entry.status)
         echo(f"  ✗ {title} {word} — the version in service stays", fg="red")
-        notice("a new attempt: --again; promote it all the same: fine-tune promote --override 'reason'")
+        notice("a new attempt: the same command with --again")
+        which = f"--client {job.client_id} --version {entry.version}"
+        notice(f"against the verdict: fine-tune promote {which} --override 'reason'")
     return code

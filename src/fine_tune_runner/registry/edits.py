@@ -51,10 +51,11 @@ def registered(entries: Entries, entry: RegistryEntry) -> Entries:
 
 
 def check_replaceable(entries: Entries, key: VersionKey) -> None:
-    """Raise RegistryError where that version is in service, so that another attempt could not replace it."""
+    """Raise RegistryError where that version is or was in service: nobody's model or way back is replaced."""
     old = find(entries, key)
-    if old is not None and old.active:
-        raise RegistryError(f"{spell(key)} is in service; publish a new version instead")
+    if old is not None and old.status in ("active", "archived"):
+        what = "is in service" if old.active else "was in service and can be rolled back to"
+        raise RegistryError(f"{spell(key)} {what}; publish a new version instead")
 
 
 def scored(

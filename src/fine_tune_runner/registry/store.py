@@ -223,7 +223,7 @@ def _decode(data: bytes) -> tuple[Entries | None, str]:
     """The entries, or None and what is wrong with them."""
     try:
         entries = msgspec.json.decode(data, type=tuple[RegistryEntry, ...])
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         return None, f"not a registry ({error})"
     found = edits.faults(entries)
     return (None, "; ".join(found)) if found else (entries, "")

@@ -159,7 +159,10 @@ class Journal:
         return [path.parent for path in self._data_dir.glob(f"{client_id or '*'}/runs/*/run.json")]
 
     def _state(self, folder: Path) -> RunState:
-        run = msgspec.json.decode((folder / "run.json").read_bytes(), type=Run)
+        try:
+            run = msgspec.json.decode((folder / "run.json").read_bytes(), type=Run)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise RunError(f"{folder / 'run.json'}: {error}; restore it, or move this folder away") from None
         pid = lock_owner(folder / "lock")
         events = _events(folder / "events.jsonl")
         last = events[-1] if events else None
@@ -203,7 +206,9 @@ class JournalContext:
         """Append to `events.jsonl` and tell the listener."""
         entry = Event(at=self._clock(), event=event, run_id=self.run.run_id, data=data)
         with (self.run_dir / "events.jsonl").open("ab") as file:
-            file.write(msgspec.json.encode(entry) + b"\n")
+            # One write a line, begun on a line of its own: a crash may have torn the one before.
+            torn = file.tell() > 0 and not _ends_in_newline(self.run_dir / "events.jsonl")
+            file.write((b"\n" if torn else b"") + msgspec.json.encode(entry) + b"\n")
         self._listener(entry)
 
     def cancelled(self) -> bool:
@@ -229,6 +234,8 @@ def _outcome(context: JournalContext) -> Iterator[None]:
         with contextlib.suppress(OSError):
             context.emit("run failed", code=error.code, message=str(error))
         raise
+    except BrokenPipeError:
+        raise  # the reader of our output left; the run goes on when it is asked to
     except OSError as error:
         place = error.filename or context.run_dir
         raise RunError(
@@ -245,7 +252,7 @@ def _records(folder: Path) -> list[tuple[StepRecord, str]]:
         data = path.read_bytes()
         try:
             found.append((msgspec.json.decode(data, type=StepRecord), hashlib.sha256(data).hexdigest()))
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise RunError(f"{path}: {error}; start a new attempt with --again") from None
     return found
 
@@ -256,7 +263,17 @@ def _events(path: Path) -> list[Event]:
         data = path.read_bytes()
     except FileNotFoundError:
         return []
-    return [msgspec.json.decode(line, type=Event) for line in data[: data.rfind(b"\n") + 1].splitlines()]
+    found = []
+    for line in data[: data.rfind(b"\n") + 1].splitlines():
+        with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):  # torn by a crash
+            found.append(msgspec.json.decode(line, type=Event))
+    return found
+
+
+def _ends_in_newline(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(-1, 2)
+        return file.read(1) == b"\n"
 
 
 def _pretty(value: object) -> bytes:
