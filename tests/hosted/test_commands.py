@@ -185,8 +185,10 @@ def on_a_terminal(house: House, answer: str, *arguments: str) -> tuple[int, str]
 
 def test_a_no_on_the_terminal_sends_nothing(house: House, submitted: Result) -> None:
     uploads = house.server.asked("POST /files")
-    again = ("submit", "--client", "hre", "--version", "2", "--track", "a", "--again")
-    code, said = on_a_terminal(house, "n", *again)
+    client = house.folder / "data" / "clients" / "hre"
+    for end in (".jsonl", "_eval.jsonl"):
+        (client / f"v4{end}").write_bytes((client / f"v2{end}").read_bytes())
+    code, said = on_a_terminal(house, "n", "submit", "--client", "hre", "--version", "4", "--track", "a")
     assert (code, "This run costs about $0.49" in said, "nothing was sent" in said) == (130, True, True), said
     assert house.server.asked("POST /files") == uploads
 
