@@ -24,16 +24,19 @@ LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 
 
 def peft_adapter(base: Path, folder: Path, **options: Any) -> Path:
-    """A random adapter with B not zero, as PEFT saves it."""
+    """An adapter of fixed random numbers with B not zero, as PEFT saves it."""
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     config = LoraConfig(
         **{"r": 4, "lora_alpha": 8, "target_modules": LINEARS, "task_type": "CAUSAL_LM"} | options
     )
     tuned = get_peft_model(model, config)
     generator = torch.Generator().manual_seed(1)
+    # A as well: PEFT draws it from the global generator, so every run would have another adapter.
+    scales = {"lora_A": 0.1, "lora_B": 0.3}
     for name, parameter in tuned.named_parameters():
-        if "lora_B" in name:
-            parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator)
+        for part, scale in scales.items():
+            if f"{part}." in name:
+                parameter.data = scale * torch.randn(parameter.shape, generator=generator)
     tuned.save_pretrained(folder)
     return folder
 

@@ -25,6 +25,8 @@ from fine_tune_runner.types import Decoding, Message, Model, Prompt
 # PEFT reads a name that transformers is about to drop.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 GREEDY = Decoding(temperature=0.0, max_tokens=12)
+NEAR_TIE = 0.05
+"""Logits closer than this are not told apart by two implementations; swaps were seen up to 0.01."""
 QUESTIONS = (
     "Purchases count twice?",
     "No leads since Monday",
@@ -108,6 +110,11 @@ def texts(
 
 
 def greedy_in_pytorch(folder: Path, adapter: bool) -> dict[str, str]:
+    """PyTorch's greedy answers as far as they are beyond doubt: up to the first near tie.
+
+    A random model's best two tokens are often so close that the float16 KV cache of llama.cpp, or another
+    processor's order of summation, swaps them; everything after that is another text.
+    """
     tokenizer = ChatTokenizer(folder / "base")
     network = AutoModelForCausalLM.from_pretrained(folder / "base", dtype=torch.float32)
     if adapter:
@@ -118,19 +125,28 @@ def greedy_in_pytorch(folder: Path, adapter: bool) -> dict[str, str]:
         start = len(tokens)
         for _ in range(GREEDY.max_tokens):
             with torch.no_grad():
-                best = int(network(torch.tensor([tokens])).logits[0, -1].argmax())
-            if best in (0, *tokenizer.stop_tokens):  # llama.cpp ends at <|endoftext|> (0) as well
-                break
-            tokens.append(best)
-        answers[question.question_id] = tokenizer.decode(tokens[start:]).strip()
+                logits = network(torch.tensor([tokens])).logits[0, -1]
+            best, second = logits.topk(2).values.tolist()
+            chosen = int(logits.argmax())
+            if best - second < NEAR_TIE or chosen in (0, *tokenizer.stop_tokens):
+                break  # llama.cpp ends at <|endoftext|> (0) as well
+            tokens.append(chosen)
+        answers[question.question_id] = tokenizer.decode(tokens[start:]).strip().rstrip("\ufffd")
     return answers
+
+
+def agree(answers: dict[str, str], certain: dict[str, str]) -> dict[str, bool]:
+    """Whether each answer begins with what is certain of it."""
+    return {question: answers[question].startswith(text) for question, text in certain.items()}
 
 
 @pytest.mark.parametrize(("model_id", "adapter"), [("v1", True), ("base", False)])
 def test_greedy_answers_are_those_of_pytorch(
     model_id: str, adapter: bool, answerer: EmbeddedAnswerer, folder: Path
 ) -> None:
-    assert texts(answerer, model_id, PROMPTS, GREEDY) == greedy_in_pytorch(folder, adapter)
+    certain = greedy_in_pytorch(folder, adapter)
+    assert sum(map(len, certain.values())) >= 12, "too little of the answers is certain to compare"
+    assert all(agree(texts(answerer, model_id, PROMPTS, GREEDY), certain).values())
 
 
 def test_an_answer_does_not_depend_on_which_model_was_asked_before(answerer: EmbeddedAnswerer) -> None:
@@ -140,7 +156,8 @@ def test_an_answer_does_not_depend_on_which_model_was_asked_before(answerer: Emb
 
 
 def test_without_the_permutation_the_answers_would_differ(answerer: EmbeddedAnswerer, folder: Path) -> None:
-    assert texts(answerer, "wrong", PROMPTS, GREEDY) != greedy_in_pytorch(folder, adapter=True)
+    certain = greedy_in_pytorch(folder, adapter=True)
+    assert not all(agree(texts(answerer, "wrong", PROMPTS, GREEDY), certain).values())
 
 
 def test_a_draw_depends_on_seed_question_and_repeat_not_on_order(answerer: EmbeddedAnswerer) -> None:
