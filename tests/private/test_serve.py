@@ -32,6 +32,10 @@ QUESTIONS = (
     "No leads since Monday",
     "GA4 Config is missing",
     "The tag fires twice",
+    "Duplicate transactions",
+    "No events on Safari",
+    "Consent banner blocks tags",
+    "Wrong currency in GA4",
 )
 
 
