@@ -32,7 +32,7 @@ fetch: $(VENV)/installed
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt torch
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[local,test]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[alerts,local,mlx,postgres,test]'
 	touch $@
 
 clean:
