@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from fine_tune_runner.erasure import forget, forgetting
 from fine_tune_runner.errors import (
     DataError,
     Interrupted,
@@ -414,10 +415,10 @@ def test_a_torn_event_line_loses_nothing_else(desk: Desk) -> None:
 
 def test_forget_erases_the_client_and_leaves_one_line(desk: Desk) -> None:
     desk.runner().submit("small", 1)
-    plan = desk.runner().forgetting("small")
+    plan = forgetting(desk.runner(), "small")
     assert (plan.models, plan.files > 10) == (("m1",), True)
     run_id = desk.runner().engine.runs()[0].run.run_id
-    assert desk.runner().forget("small").elsewhere == ("m1",)
+    assert forget(desk.runner(), "small").elsewhere == ("m1",)
     assert desk.track.forgotten == [run_id, "m1"]
     assert not desk.client.exists()
     shared = desk.client.parent / ".fine-tune"
@@ -437,9 +438,9 @@ def test_what_cannot_be_forgotten_elsewhere_is_kept_here_unless_told_otherwise(d
     desk.runner().submit("small", 1)
     desk.track = Away(desk.track.script)
     with pytest.raises(RunError, match=r"nothing was erased.*OPENAI_API_KEY.*--here-only"):
-        desk.runner().forget("small")
+        forget(desk.runner(), "small")
     assert desk.client.exists()
-    desk.runner().forget("small", here_only=True)
+    forget(desk.runner(), "small", here_only=True)
     assert not desk.client.exists()
 
 

@@ -6,22 +6,18 @@ the dict `TRACKS`.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 
+from fine_tune_runner.attempts import Attempts
 from fine_tune_runner.dataset import read
-from fine_tune_runner.erasure import Erasure, erase, survey
 from fine_tune_runner.errors import (
     DataError,
     MissingModel,
-    PolicyError,
     RegistryError,
-    RunError,
-    RunnerError,
     ServingError,
     UsageError,
 )
@@ -54,11 +50,10 @@ from fine_tune_runner.types import (
     Verdict,
     VersionKey,
 )
-from fine_tune_runner.workflow.engine import Engine, Event, RunState
+from fine_tune_runner.workflow.engine import Engine, Event
 from fine_tune_runner.workflow.journal import Journal
 
 TrackMaker = Callable[[Settings, Client], TrackPort]
-RUN_ID = re.compile(r"([a-z0-9][a-z0-9-]*)-v([1-9][0-9]*)-([ab])-([0-9a-f]{8})-([1-9][0-9]*)")
 
 
 def _hosted(settings: Settings, client: Client) -> TrackPort:
@@ -124,12 +119,13 @@ class FineTuneRunner:
         self.settings = settings
         self._listener = listener
         self._notice = notice
-        self._clock = clock
-        self._tracks = tracks
+        self.clock = clock
+        self.tracks = tracks
         self._embedder = embedder
         self._confirm = confirm
         self.who = who or whoami()
         self.engine: Engine = Journal(settings.data_dir, self._plan, clock, listener=listener)
+        self._attempts = Attempts(settings, self.engine, self.port, clock, self.who)
 
     def submit(self, client_id: str, version: int, track: Track | None = None, **words: Any) -> Job:
         """Run a version from its files to a verdict, or go on with the run of it that there is.
@@ -155,7 +151,7 @@ class FineTuneRunner:
 
     def preview(self, request: Request) -> Preview:
         """Check and estimate what a request would run; nothing is sent, trained or written."""
-        client, dataset, choice = self.plan(request)
+        client, dataset, choice = self._attempts.plan(request)
         line = self._line(client, choice.track)
         findings = line.findings(dataset.version, self._embedder(self.settings))
         estimate = None
@@ -164,53 +160,12 @@ class FineTuneRunner:
         return Preview(dataset=dataset, choice=choice, findings=findings, estimate=estimate)
 
     def run_for(self, request: Request) -> Run:
-        """The run that a request means: the newest attempt at this content, or a new one.
-
-        Raises the DataError, PolicyError or RunError that forbids it; changes nothing.
-        """
-        client, dataset, choice = self.plan(request)
-        track_port = self.port(client, choice.track)
-        attempts = self._attempts(client, dataset, choice.track)
-        last = attempts[-1] if attempts else None
-        if last and not request.again:
-            # A run that was begun goes on, whether or not the track would take a new one today.
-            if last.state != "finished" and (reason := track_port.ended(last.run)):
-                raise RunError(
-                    f"run {last.run.run_id} is at its end ({reason}); another attempt: "
-                    "the same command with --again"
-                )
-            return msgspec.structs.replace(last.run, max_cost_usd=request.max_cost_usd)
-        if last and last.state == "running":
-            raise RunError(f"run {last.run.run_id} is alive in process {last.pid}")
-        if last and last.state == "interrupted" and track_port.ended(last.run) is None:
-            run_id = last.run.run_id  # what it paid for may still be going on elsewhere
-            raise RunError(f"run {run_id} is unfinished: fine-tune resume {run_id}, or cancel it first")
-        if reason := track_port.unavailable():
-            raise PolicyError(f"Track {choice.track} ({choice.reason}) is not available: {reason}")
-        # Asked before anything is trained or paid for, though `register` would refuse it as well.
-        key = VersionKey(version=dataset.version, track=choice.track)
-        edits.check_replaceable(self.registry(client.id).entries(), key)
-        run = self._run(client, dataset, choice, last.run.attempt + 1 if last else 1)
-        return msgspec.structs.replace(run, max_cost_usd=request.max_cost_usd)
+        """The run that a request means (attempts.py)."""
+        return self._attempts.run_for(request)
 
     def named(self, run_id: str) -> Run:
-        """The run of that name; one that this disk lost is begun again under it, to find what it paid for.
-
-        Raises RunError for a name that is none, and where the content is not the one it names.
-        """
-        known = [state.run for state in self.engine.runs() if state.run.run_id == run_id]
-        name = RUN_ID.fullmatch(run_id)
-        if known or name is None:
-            return known[0] if known else self.engine.find(run_id).run
-        track: Track = "A" if name[3] == "a" else "B"
-        request = Request(client_id=name[1], version=int(name[2]), track=track)
-        client, dataset, choice = self.plan(request)
-        if dataset.sha256[:8] != name[4]:
-            raise RunError(
-                f"run {run_id} is unknown here, and {dataset.train_path} is not the content that it names; "
-                "`fine-tune status` lists clients and their runs"
-            )
-        return self._run(client, dataset, choice, int(name[5]))
+        """The run of that name (attempts.py)."""
+        return self._attempts.named(run_id)
 
     def cancel(self, run_id: str) -> str:
         """Stop a run, also where it goes on elsewhere; in words, what that means for it."""
@@ -222,15 +177,6 @@ class FineTuneRunner:
         return said or (
             f"{run_id} was asked to stop; what it did is kept, go on with it: fine-tune resume {run_id}"
         )
-
-    def plan(self, request: Request) -> tuple[Client, Dataset, TrackChoice]:
-        """Client, data set and track choice of a request, checked, nothing begun."""
-        client = load_client(self.settings, request.client_id)
-        if client.config.is_sensitive and request.track == "A":
-            choose_track(client, request.track, request.purpose, 0)  # refused before a row is read
-        dataset = read.load(client, request.version)
-        choice = choose_track(client, request.track, request.purpose, dataset.examples)
-        return client, dataset, choice
 
     def job(self, run_id: str) -> Job:
         """A run as the library shows it."""
@@ -304,7 +250,7 @@ class FineTuneRunner:
             model_id=model_id,
             eval_score=None,
             active=False,
-            created_at=self._clock(),
+            created_at=self.clock(),
             status="eval",
             base_model=client.config.base_model,
             dataset_sha256=dataset.sha256,
@@ -390,40 +336,6 @@ class FineTuneRunner:
             raise ServingError(f"{model.model_id} did not answer: {replies and replies[0].error}")
         return replies[0].text
 
-    def forgetting(self, client_id: str) -> Erasure:
-        """What `forget` would erase; RunError while a run of this client is alive."""
-        client = load_client(self.settings, client_id)
-        if alive := [state for state in self.engine.runs(client_id) if state.state == "running"]:
-            run_id = alive[0].run.run_id
-            raise RunError(f"run {run_id} is alive; first: fine-tune cancel {run_id}")
-        return survey(client, self.registry(client_id).entries())
-
-    def forget(self, client_id: str, *, here_only: bool = False) -> Erasure:
-        """Erase a client at its providers, then here; what stays is one line in `.fine-tune/forgotten.jsonl`.
-
-        Where a provider cannot be reached nothing is erased, unless `here_only` leaves it alone.
-        """
-        plan = self.forgetting(client_id)
-        elsewhere = () if here_only else self._forget_elsewhere(load_client(self.settings, client_id))
-        erase(plan, self.settings.data_dir, self.who, self._clock())
-        return msgspec.structs.replace(plan, elsewhere=elsewhere)
-
-    def _forget_elsewhere(self, client: Client) -> tuple[str, ...]:
-        entries, states = self.registry(client.id).entries(), self.engine.runs(client.id)
-        gone: tuple[str, ...] = ()
-        for track in self._tracks:
-            runs = [state.run.run_id for state in states if state.run.track == track]
-            models = [entry.model_id for entry in entries if entry.track == track and entry.model_id]
-            if runs or models:
-                try:
-                    gone += self.port(client, track).forget(runs, models)
-                except RunnerError as error:
-                    raise RunError(
-                        f"nothing was erased here, for the other side was not reached: {error}; "
-                        "to leave what is there: --here-only"
-                    ) from None
-        return gone
-
     def entry(self, client_id: str, version: int, track: Track | None) -> RegistryEntry:
         """The registry entry of a version; UsageError where it stands on both tracks and none is named."""
         entries = self.registry(client_id).entries()
@@ -443,11 +355,11 @@ class FineTuneRunner:
     def registry(self, client_id: str) -> Registry:
         """The registry of a client that exists."""
         folder = load_client(self.settings, client_id).dir
-        return Registry(folder, self._clock, notice=self._notice)
+        return Registry(folder, self.clock, notice=self._notice)
 
     def port(self, client: Client, track: Track) -> TrackPort:
         """A client on a track."""
-        return self._tracks[track](self.settings, client)
+        return self.tracks[track](self.settings, client)
 
     def _line(self, client: Client, track: Track) -> Line:
         return Line(
@@ -455,40 +367,17 @@ class FineTuneRunner:
             client,
             lambda name: self.port(client, name),
             track,
-            Registry(client.dir, self._clock, notice=self._notice),
+            Registry(client.dir, self.clock, notice=self._notice),
             lambda: self._embedder(self.settings),
             self._confirm,
-            self._clock,
+            self.clock,
         )
 
     def _plan(self, run: Run) -> Sequence[Step]:
         return self._line(load_client(self.settings, run.client_id), run.track).steps()
 
-    def _run(self, client: Client, dataset: Dataset, choice: TrackChoice, attempt: int) -> Run:
-        return Run(
-            run_id=f"{client.id}-v{dataset.version}-{choice.track.lower()}-{dataset.sha256[:8]}-{attempt}",
-            client_id=client.id,
-            version=dataset.version,
-            track=choice.track,
-            track_reason=choice.reason,
-            attempt=attempt,
-            dataset_sha256=dataset.sha256,
-            created_at=self._clock(),
-            who=self.who,
-        )
-
-    def _attempts(self, client: Client, dataset: Dataset, track: Track) -> list[RunState]:
-        """The runs of this version on this track, oldest first; DataError where its content changed."""
-        runs = [state for state in self.engine.runs(client.id) if state.run.version == dataset.version]
-        if other := [state for state in runs if state.run.dataset_sha256 != dataset.sha256]:
-            raise DataError(
-                f"{dataset.train_path}: a run of v{dataset.version} began with another content "
-                f"({other[0].run.run_id}); publish v{dataset.version + 1}"
-            )
-        return [state for state in runs if state.run.track == track]
-
     def _emitter(self, run_id: str) -> Callable[..., None]:
         def emit(event: str, **data: object) -> None:
-            self._listener(Event(at=self._clock(), event=event, run_id=run_id, data=data))
+            self._listener(Event(at=self.clock(), event=event, run_id=run_id, data=data))
 
         return emit

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from fine_tune_runner.cli.common import client_option, echo, echo_json, interactive, json_option, runner
+from fine_tune_runner.erasure import forget, forgetting
 from fine_tune_runner.errors import Interrupted, UsageError
 
 
@@ -25,7 +26,7 @@ def forget_command(client_id: str, dry_run: bool, here_only: bool, yes: bool, as
       fine-tune forget --client hre
     """
     line = runner()
-    plan = line.forgetting(client_id)
+    plan = forgetting(line, client_id)
     if not dry_run and not yes:
         if not interactive():
             raise UsageError(f"this erases {plan.files} files of {client_id} for good; say --yes to do it")
@@ -35,7 +36,7 @@ def forget_command(client_id: str, dry_run: bool, here_only: bool, yes: bool, as
         if typed != client_id:
             raise Interrupted("nothing was erased")
     if not dry_run:
-        plan = line.forget(client_id, here_only=here_only)
+        plan = forget(line, client_id, here_only=here_only)
     if as_json:
         echo_json({"client_id": client_id, "plan": plan, "erased": not dry_run})
     else:
