@@ -79,7 +79,8 @@ def main() -> int:
         with tempfile.TemporaryDirectory(prefix="learn-") as folder:
             data = msgspec.structs.replace(settings, data_dir=Path(folder) / "clients")
             rows.append(measure(data, seed, options.questions))
-            training = msgspec.to_builtins(resolve(load_client(data, CLIENT).config.training))
+            base = bases.resolve(DEFAULT_BASE, settings, offline=True)
+            training = msgspec.to_builtins(resolve(load_client(data, CLIENT).config.training, base.dir))
     report = summary(rows, options.questions, training)
     print(table(rows), f"\n{msgspec.json.encode(report['training']).decode()}")
     if options.json:

@@ -48,7 +48,7 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     alpha: float = 32.0  # LoRA scale is alpha / rank
     layers: int | Literal["all"] = 10  # how many layers, counted from the top, get adapters
     epochs: int | None = None  # None: 4 on Track B, the provider's auto rule on Track A
-    learning_rate: float | None = None  # None: 2e-3 on Track B, the provider's own on Track A
+    learning_rate: float | None = None  # None: by the base's width (train_spec.py), the provider's own on A
     batch_size: int | None = None  # rows a step; None: 8 on Track B, the provider's own on Track A
     warmup: float = 0.1  # share of the steps over which the learning rate rises from 0
     weight_decay: float = 0.0

@@ -90,7 +90,7 @@ class Embedded:
 
     def estimate(self, dataset: Dataset, tokens: TokenStats) -> Estimate:
         """Steps by the settings, time by the speed of the last training of this base here, no price."""
-        training = train_spec.resolve(self._client.config.training)
+        training = train_spec.resolve(self._client.config.training, self._base.dir)
         epochs, batch_size = training.epochs or 1, training.batch_size or 1
         speed = self._speeds().get(self._base.name)
         return Estimate(

@@ -196,7 +196,7 @@ def train_adapter(
 
     Raises what `fit`, `load_llama` and `lay_out` raise, and TrainingError where a row does not fit the base.
     """
-    training, sha256 = resolve(spec.training), fingerprint(spec)
+    training, sha256 = resolve(spec.training, Path(spec.base_dir)), fingerprint(spec)
     if training.threads:
         torch.set_num_threads(training.threads)
     torch.manual_seed(training.seed)
