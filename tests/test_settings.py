@@ -9,8 +9,11 @@ import pytest
 
 from fine_tune_runner.errors import ConfigError, UsageError
 from fine_tune_runner.settings import (
+    BASES,
+    BaseModel,
     ClientConfig,
     Secret,
+    base_model,
     check_client_id,
     client_ids,
     load_account_state,
@@ -143,4 +146,38 @@ def test_a_config_that_is_not_utf_8_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "hre" / "config.json").write_bytes(b'{"client_id":"hre","client_name":"Caf\xe9"}')
     settings = load_settings({"CLIENT_DATA_DIR": str(tmp_path)}, tmp_path)
     with pytest.raises(ConfigError, match=r"config\.json"):
+        load_client(settings, "hre")
+
+
+@pytest.mark.parametrize(
+    ("host", "named", "expected"),
+    [
+        (None, None, BASES["smollm2"]),
+        ("http://100.86.248.8:11434", None, BASES["llama3.1"]),
+        ("http://100.86.248.8:11434", "smollm2", BASES["smollm2"]),
+        (None, "meta-llama/Llama-3.1-8B-Instruct", BASES["llama3.1"]),
+        (None, "mistral:7b", BASES["mistral"]),
+        (None, "/weights/own", BaseModel(weights="/weights/own")),
+        (
+            None,
+            {"weights": "/weights/own", "ollama": "own:8b"},
+            BaseModel(weights="/weights/own", ollama="own:8b"),
+        ),
+    ],
+)
+def test_a_base_is_named_for_training_and_for_the_ollama_host(
+    host: str | None, named: object, expected: BaseModel, tmp_path: Path
+) -> None:
+    write_client(tmp_path, base_model=named)
+    env = {"CLIENT_DATA_DIR": str(tmp_path)} | ({"OLLAMA_HOST": host} if host else {})
+    settings = load_settings(env, tmp_path)
+    config = load_client(settings, "hre").config
+    assert base_model(settings, config) == expected
+    assert config.weights == (named["weights"] if isinstance(named, dict) else named)
+
+
+def test_a_misspelt_key_of_the_base_is_named(tmp_path: Path) -> None:
+    write_client(tmp_path, base_model={"weights": "smollm2", "olama": "x"})
+    settings = load_settings({"CLIENT_DATA_DIR": str(tmp_path)}, tmp_path)
+    with pytest.raises(ConfigError, match=r"unknown field `olama` - at `\$\.base_model`"):
         load_client(settings, "hre")

@@ -252,7 +252,7 @@ class FineTuneRunner:
             active=False,
             created_at=self.clock(),
             status="eval",
-            base_model=client.config.base_model,
+            base_model=client.config.weights,
             dataset_sha256=dataset.sha256,
             holdout_sha256=dataset.holdout_sha256,
             training_examples=dataset.examples,
@@ -329,7 +329,7 @@ class FineTuneRunner:
             Message(role="user", content=question),
         )
         prompt = Prompt(question_id="ask", k=0, messages=messages)
-        decoding = Decoding(**msgspec.to_builtins(client.config.eval))
+        decoding = client.config.eval.decoding
         with self._line(client, entry.track).serve([model]) as answerers:
             replies: list[Reply] = list(answerers[model.model_id].replies(model.model_id, [prompt], decoding))
         if not replies or replies[0].text is None:

@@ -9,17 +9,18 @@ from __future__ import annotations
 import getpass
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
 from fine_tune_runner.errors import ConfigError, UsageError
-from fine_tune_runner.types import T, Track
+from fine_tune_runner.types import Decoding, T, Track
 
 CLIENT_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 DEFAULT_BASE = "smollm2"
+MOST_ANSWERS = 100  # to one question; what more of them say is less than one more question
 
 
 class Secret:
@@ -60,12 +61,37 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     checkpoint_every: int = 10  # optimizer steps between checkpoints
 
 
+Quantization = Literal["F32", "F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M"]
+
+
+class BaseModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`base_model` of config.json as an object; as a string it is `weights`, or a name of `BASES`."""
+
+    weights: str  # where training finds it: a Hugging Face folder, a .gguf file, a hub id, or "smollm2"
+    ollama: str | None = None  # what the Ollama host calls the same model; None: it is not asked for its own
+    quantization: Quantization = "Q8_0"  # of the merged file; the K kinds need llama-quantize on the PATH
+
+
+# The bases that we know by name, and what Ollama's library calls them.
+BASES: dict[str, BaseModel] = {
+    "smollm2": BaseModel(weights="smollm2", ollama="smollm2:135m"),
+    "llama3.1": BaseModel(weights="meta-llama/Llama-3.1-8B-Instruct", ollama="llama3.1:8b"),
+    "mistral": BaseModel(weights="mistralai/Mistral-7B-Instruct-v0.3", ollama="mistral:7b"),
+}
+
+
 class EvalConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`eval` of config.json; the defaults are how the model is asked in service."""
 
     temperature: float = 0.2
     max_tokens: int = 256
     seed: int = 0
+    answers: int | None = None  # to each question; None: 1, 3, 5, 10, until the gate is decided
+
+    @property
+    def decoding(self) -> Decoding:
+        """The part that says how an answer is drawn."""
+        return Decoding(temperature=self.temperature, max_tokens=self.max_tokens, seed=self.seed)
 
 
 class ClientConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,7 +101,7 @@ class ClientConfig(msgspec.Struct, frozen=True, kw_only=True):
     client_name: str | None = None
     track_preference: Literal["a", "b"] | None = None
     sensitive: bool | None = None
-    base_model: str | None = None
+    base_model: str | BaseModel | None = None
     provider: str | None = None
     training: TrainingConfig = TrainingConfig()
     eval: EvalConfig = EvalConfig()
@@ -86,6 +112,11 @@ class ClientConfig(msgspec.Struct, frozen=True, kw_only=True):
     def is_sensitive(self) -> bool:
         """Whether data may not leave the private network; absent means true where the preference is "b"."""
         return self.track_preference == "b" if self.sensitive is None else self.sensitive
+
+    @property
+    def weights(self) -> str | None:
+        """`base_model` as one name: what a hosted provider trains, or where weights are found."""
+        return self.base_model.weights if isinstance(self.base_model, BaseModel) else self.base_model
 
     @property
     def preferred_track(self) -> Track | None:
@@ -124,6 +155,20 @@ class Client(msgspec.Struct, frozen=True, kw_only=True):
     def name(self) -> str:
         """What people call the client; its id in capitals where config.json has no name."""
         return self.config.client_name or self.id.upper()
+
+
+def base_model(settings: Settings, config: ClientConfig) -> BaseModel:
+    """The base of Track B: as config.json says, else Llama 3.1 8B where `OLLAMA_HOST` is set, else SmolLM2.
+
+    A string may be a key of `BASES`, or the weights or the Ollama name of one of them.
+    """
+    named = config.base_model
+    if isinstance(named, BaseModel):
+        return named
+    if named is None:
+        return BASES["llama3.1" if settings.ollama_host else DEFAULT_BASE]
+    known = (base for key, base in BASES.items() if named in (key, base.weights, base.ollama))
+    return next(known, BaseModel(weights=named))
 
 
 def whoami() -> str:
@@ -240,6 +285,7 @@ def load_client(settings: Settings, client_id: str) -> Client:
             f"{path}: client_id is {config.client_id!r}, but the folder is {client_id!r}; make them the same"
         )
     check_training(path, config.training)
+    check_eval(path, config.eval)
     return Client(id=client_id, dir=folder, config=config)
 
 
@@ -257,8 +303,23 @@ def check_training(path: Path, training: TrainingConfig) -> None:
         ("checkpoint_every", training.checkpoint_every >= 1, "1 or more"),
         ("threads", training.threads is None or training.threads >= 1, "1 or more"),
     )
+    _refuse(path, "training", training, rules)
+
+
+def check_eval(path: Path, evaluation: EvalConfig) -> None:
+    """Raise ConfigError for values that no model can be asked with, all of them at once."""
+    answers = evaluation.answers
+    rules: tuple[tuple[str, bool, str], ...] = (
+        ("temperature", 0 <= evaluation.temperature <= 2, "0 to 2"),
+        ("max_tokens", evaluation.max_tokens >= 1, "1 or more"),
+        ("answers", answers is None or 1 <= answers <= MOST_ANSWERS, f"1 to {MOST_ANSWERS}"),
+    )
+    _refuse(path, "eval", evaluation, rules)
+
+
+def _refuse(path: Path, section: str, config: object, rules: Iterable[tuple[str, bool, str]]) -> None:
     wrong = [
-        f"{path}: training.{name} is {getattr(training, name)!r}; give {rule}"
+        f"{path}: {section}.{name} is {getattr(config, name)!r}; give {rule}"
         for name, holds, rule in rules
         if not holds
     ]

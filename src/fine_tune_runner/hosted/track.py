@@ -67,7 +67,7 @@ class Hosted:
         self.provider = provider_named(client.config.provider)
         self.url = settings.openai_base_url or self.provider.base_url or ""
         self.title = f"Track A ({self.provider.title})"
-        self._base = base_model(self.provider, client.config.base_model) or ""
+        self._base = base_model(self.provider, client.config.weights) or ""
         self.ledger = Ledger(
             settings.data_dir,
             clock,

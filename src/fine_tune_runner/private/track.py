@@ -24,7 +24,7 @@ from fine_tune_runner.errors import ServingError
 from fine_tune_runner.files import sha256_file, write_atomic
 from fine_tune_runner.private import bases, train_spec
 from fine_tune_runner.private.train_spec import TrainSpec
-from fine_tune_runner.settings import DEFAULT_BASE, Client, Settings
+from fine_tune_runner.settings import Client, Settings, base_model
 from fine_tune_runner.types import (
     Answerer,
     Dataset,
@@ -68,7 +68,7 @@ class Embedded:
 
     @cached_property
     def _base(self) -> Base:
-        return self._resolve(self._client.config.base_model or DEFAULT_BASE)
+        return self._resolve(base_model(self._settings, self._client.config).weights)
 
     def _resolve(self, name: str) -> Base:
         # A sensitive client's run asks no hub, not even for weights.

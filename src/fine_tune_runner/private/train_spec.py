@@ -72,7 +72,8 @@ def default_learning_rate(hidden: int) -> float:
     7.4e-4 at 2048 and 4.3e-4 at 4096; the sweep in tinker-cookbook (hyperparam_utils.py at 02face3) found
     1e-3 for Llama-3.2-1B and 3e-4 for Llama-3.1-8B, with larger batches. The anchor is ours, not theirs.
     """
-    return 2e-3 * min(1.0, 576 / hidden) ** 0.781
+    share: float = min(1.0, 576 / hidden) ** 0.781
+    return 2e-3 * share
 
 
 def _hidden_size(base_dir: Path) -> int:
