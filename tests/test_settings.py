@@ -45,11 +45,43 @@ def test_the_poll_interval_is_a_setting(tmp_path: Path) -> None:
         load_settings({"FINE_TUNE_POLL_INTERVAL": "0"}, tmp_path)
 
 
-def test_every_wrong_variable_is_named_at_once(tmp_path: Path) -> None:
+def test_every_wrong_variable_is_named_at_once_and_an_address_is_not_repeated(tmp_path: Path) -> None:
+    url = f"https://anna:{KEY}@api.example/v1"
+    wrong = {"EVAL_REGRESSION_TOLERANCE": "5", "OPENAI_BASE_URL": url, "OLLAMA_HOST": f"ftp://{KEY}"}
     with pytest.raises(ConfigError) as caught:
-        load_settings({"EVAL_REGRESSION_TOLERANCE": "5", "OLLAMA_HOST": "100.86.248.8"}, tmp_path)
-    assert "EVAL_REGRESSION_TOLERANCE='5'" in str(caught.value)
-    assert "OLLAMA_HOST='100.86.248.8'" in str(caught.value)
+        load_settings({**wrong, "OPENAI_API_KEY": f"{KEY} {KEY}"}, tmp_path)
+    said = str(caught.value)
+    assert "EVAL_REGRESSION_TOLERANCE='5'" in said
+    for variable in ("OPENAI_BASE_URL", "OLLAMA_HOST", "OPENAI_API_KEY"):
+        assert f"{variable} (environment): " in said
+    assert KEY not in said
+
+
+def test_ollama_host_is_taken_as_ollama_takes_it(tmp_path: Path) -> None:
+    assert load_settings({"OLLAMA_HOST": "0.0.0.0"}, tmp_path).ollama_host == "http://127.0.0.1:11434"
+
+
+def test_an_inference_url_in_the_config_is_checked_and_not_repeated(tmp_path: Path) -> None:
+    write_client(tmp_path, inference_url=f"https://{KEY}@api.example/v1")
+    settings = load_settings({"CLIENT_DATA_DIR": str(tmp_path)}, tmp_path)
+    with pytest.raises(ConfigError, match="inference_url: leave user and password out") as caught:
+        load_client(settings, "hre")
+    assert KEY not in str(caught.value)
+
+
+def test_a_dotenv_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_bytes(b"OPENAI_API_KEY=\xff\n")
+    with pytest.raises(ConfigError, match=r"\.env is not UTF-8 text; save it as UTF-8"):
+        load_settings({}, tmp_path)
+
+
+def test_a_data_folder_that_cannot_be_read_names_the_variable(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    settings = load_settings({"CLIENT_DATA_DIR": str(tmp_path / "file")}, tmp_path)
+    with pytest.raises(ConfigError, match=r"file cannot be read: Not a directory.*CLIENT_DATA_DIR"):
+        client_ids(settings)
+    with pytest.raises(ConfigError, match=r"file cannot be read: Not a directory.*CLIENT_DATA_DIR"):
+        load_client(settings, "hre")
 
 
 @pytest.mark.parametrize("value", ["nan", "-0.1", "1.5", "much"])

@@ -6,15 +6,17 @@ wrapped so that no repr, log or report can show them.
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
+from fine_tune_runner.addresses import ollama_address, web_address
 from fine_tune_runner.errors import ConfigError, UsageError
 from fine_tune_runner.types import Decoding, T, Track
 
@@ -103,6 +105,7 @@ class ClientConfig(msgspec.Struct, frozen=True, kw_only=True):
     sensitive: bool | None = None
     base_model: str | BaseModel | None = None
     provider: str | None = None
+    inference_url: str | None = None  # where a hosted provider answers, if not where it trains
     training: TrainingConfig = TrainingConfig()
     eval: EvalConfig = EvalConfig()
     allow_secrets: dict[str, str] = {}  # check: reason, for a secret that is meant to be in the data
@@ -203,22 +206,25 @@ def _path(text: str) -> Path:
     return Path(text).expanduser()
 
 
-def _url(text: str) -> str:
-    if not re.match(r"(https?|ssh)://[^\s/]+", text):
-        raise ValueError("give a URL with its scheme, such as http://127.0.0.1:11434")
-    return text.rstrip("/")
+def _key(text: str) -> Secret:
+    text = text.strip()
+    if not (text.isascii() and text.isprintable()) or " " in text:
+        raise ValueError("a key is one word of ASCII letters, digits and signs; copy it again")
+    return Secret(text)
 
 
 # (field, environment variable, default, parser). One table, one loop: `fine-tune config` prints it.
 FIELDS: tuple[tuple[str, str, str | None, Any], ...] = (
     ("data_dir", "CLIENT_DATA_DIR", "data/clients", _path),
     ("models_dir", "FINE_TUNE_MODELS_DIR", None, _path),
-    ("openai_api_key", "OPENAI_API_KEY", None, Secret),
-    ("openai_base_url", "OPENAI_BASE_URL", None, _url),
-    ("ollama_host", "OLLAMA_HOST", None, _url),
+    ("openai_api_key", "OPENAI_API_KEY", None, _key),
+    ("openai_base_url", "OPENAI_BASE_URL", None, web_address),
+    ("ollama_host", "OLLAMA_HOST", None, ollama_address),
     ("tolerance", "EVAL_REGRESSION_TOLERANCE", "0.05", _tolerance),
     ("poll_s", "FINE_TUNE_POLL_INTERVAL", "60", _seconds),
 )
+# What may hold a password or a key is not repeated where it is wrong.
+NOT_ECHOED = (_key, web_address, ollama_address)
 
 
 def load_settings(env: Mapping[str, str], cwd: Path | None = None) -> Settings:
@@ -242,18 +248,24 @@ def load_settings(env: Mapping[str, str], cwd: Path | None = None) -> Settings:
         try:
             values[field] = None if text is None else parse(text)
         except ValueError as error:
-            wrong.append(f"{variable}={text!r} ({source}): {error}")
+            shown = variable if parse in NOT_ECHOED else f"{variable}={text!r}"
+            wrong.append(f"{shown} ({source}): {error}")
     if wrong:
         raise ConfigError("\n".join(wrong))
     return Settings(**values, sources=sources)
 
 
 def _read_dotenv(path: Path) -> Mapping[str, str | None]:
-    if not path.is_file():
-        return {}
-    from dotenv import dotenv_values  # only where a .env exists, so that `status` starts at once
+    try:
+        if not path.is_file():
+            return {}
+        from dotenv import dotenv_values  # only where a .env exists, so that `status` starts at once
 
-    return dotenv_values(path, interpolate=False)
+        return dotenv_values(path, interpolate=False)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}; check its permissions") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is not UTF-8 text; save it as UTF-8, or move it away") from None
 
 
 def check_client_id(client_id: str) -> str:
@@ -272,8 +284,9 @@ def load_client(settings: Settings, client_id: str) -> Client:
     Raises UsageError for a bad id, ConfigError where folder or file are missing or a value has a wrong type.
     """
     folder = settings.data_dir / check_client_id(client_id)
-    if not folder.is_dir():
-        known = ", ".join(client_ids(settings)) or "none yet"
+    with _readable(settings.data_dir):
+        known = None if folder.is_dir() else ", ".join(client_ids(settings)) or "none yet"
+    if known is not None:
         raise ConfigError(
             f"client {client_id!r} is unknown: no folder {folder} (known: {known}); "
             f"create it with: fine-tune init --client {client_id}"
@@ -285,6 +298,11 @@ def load_client(settings: Settings, client_id: str) -> Client:
             f"{path}: client_id is {config.client_id!r}, but the folder is {client_id!r}; make them the same"
         )
     check_training(path, config.training)
+    if config.inference_url is not None:
+        try:
+            web_address(config.inference_url)
+        except ValueError as error:
+            raise ConfigError(f"{path}: inference_url: {error}") from None
     check_eval(path, config.eval)
     return Client(id=client_id, dir=folder, config=config)
 
@@ -356,6 +374,19 @@ def read_json(path: Path, kind: type[T], remedy: str) -> T:
 
 def client_ids(settings: Settings) -> list[str]:
     """The client folders there are, by name; `.fine-tune/` and other hidden folders are none."""
-    if not settings.data_dir.is_dir():
-        return []
-    return sorted(p.name for p in settings.data_dir.iterdir() if p.is_dir() and CLIENT_ID.fullmatch(p.name))
+    folder = settings.data_dir
+    with _readable(folder):
+        if not folder.exists():
+            return []
+        return sorted(p.name for p in folder.iterdir() if CLIENT_ID.fullmatch(p.name) and p.is_dir())
+
+
+@contextlib.contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"{folder} cannot be read: {error.strerror}; check its permissions, or set CLIENT_DATA_DIR "
+            "to the folder of all clients"
+        ) from None
