@@ -14,6 +14,7 @@
     ├─ Refused                   3   the new version is worse than the one in service
     ├─ Held                      4   the versions cannot be compared
     ├─ PolicyError               5   egress, cost limit, closed provider, model at its end
+    ├─ NeedsApproval             5   a run that costs money waits for a yes; nothing was sent
     └─ Interrupted             130   Ctrl-C; what was done is kept
 
 The command line catches `RunnerError` once, at the process edge, and prints its message. Library users
@@ -109,6 +110,13 @@ class PolicyError(RunnerError):
     """Refused by policy: egress, cost limit, closed provider, a model at its end."""
 
     code = "policy"
+    exit_code = 5
+
+
+class NeedsApproval(RunnerError):
+    """A run that costs money waits for somebody's yes; nothing was sent."""
+
+    code = "needs_approval"
     exit_code = 5
 
 

@@ -23,7 +23,9 @@ Track = Literal["A", "B"]
 Purpose = Literal["iteration", "production"]
 Level = Literal["fail", "warn", "info"]
 Status = Literal["eval", "active", "archived", "refused", "held", "failed"]
-State = Literal["running", "finished", "failed", "cancelled", "interrupted"]
+State = Literal["queued", "waiting", "running", "finished", "failed", "cancelled", "interrupted"]
+# Where a step may be done (workflow/durable.py): at the home host, at any worker, or on one trainer's host.
+Place = Literal["registry", "hosted", "evaluate", "train"]
 Decision = Literal["promote", "refuse", "hold"]
 # How an answer was judged: its own `Root cause:` line; a committed sentence naming exactly one label; the
 # nearest label by embedding (marked fallback); nearer to its own reference than to those of other causes
@@ -80,6 +82,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     purpose: Purpose | None = None
     max_cost_usd: float | None = None
     again: bool = False
+    strict: bool = False  # hold where the evidence for a promotion is weak
+    answers: int | None = None  # to each question; None: as config.json says
 
 
 class TrackChoice(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,6 +106,8 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     created_at: datetime
     who: str
     max_cost_usd: float | None = None
+    strict: bool = False
+    answers: int | None = None
 
 
 class Dataset(msgspec.Struct, frozen=True, kw_only=True):
@@ -309,7 +315,7 @@ class EvalReport(msgspec.Struct, frozen=True, kw_only=True):
 
     `previous` None with `previous_key` set: the version in service could not be asked (`not_comparable`).
     `left_out` names rows of the other version's training set. `shared` names the only questions that can be
-    compared where the previous version's stored answers stand in for it; empty means all.
+    compared where the previous version's stored answers stand in for it (given by `stored_at`); empty means all.
     """
 
     client_id: str
@@ -325,6 +331,7 @@ class EvalReport(msgspec.Struct, frozen=True, kw_only=True):
     left_out: tuple[str, ...] = ()
     not_comparable: str | None = None
     shared: tuple[str, ...] = ()
+    stored_at: datetime | None = None
     answers_per_question: int = 1
     warnings: tuple[str, ...] = ()
 
@@ -352,6 +359,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     strength: Literal["strong", "weak"] | None = None
     smallest_visible_drop: float | None = None
     answers_per_question: int | None = None
+    strict: bool = False
 
 
 class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
@@ -451,8 +459,12 @@ class RunContext(Protocol):
         """Append to `events.jsonl` and show it; `data` fits into JSON and holds no client text."""
         ...
 
+    def approved(self) -> bool:
+        """Whether somebody said yes to what this run costs."""
+        ...
+
     def cancelled(self) -> bool:
-        """Whether somebody asked this run to stop (`fine-tune cancel`)."""
+        """Whether the step shall stop now: by `fine-tune cancel`, or because its process ends."""
         ...
 
     def check_cancelled(self) -> None:
@@ -462,9 +474,11 @@ class RunContext(Protocol):
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):
     """One durable step: `do` gives a value of type `gives`, on record under `name` and then not run again;
-    until then it must be safe to start again from its beginning.
+    until then it must be safe to start again from its beginning. `label`: only workers that carry it.
     """
 
     name: str
     gives: type
     do: Callable[[RunContext], Any]
+    place: Place = "registry"
+    label: str | None = None

@@ -1,7 +1,7 @@
 """The port that runs go through, and what a reader can know of a run without an engine.
 
 An engine is handed the steps of a run by a plan and runs each of them once. It knows neither the runner
-nor a track. `Journal` serves this port with files.
+nor a track. durable.py serves this port on DBOS; journal.py serves it for tests.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 class RunState(msgspec.Struct, frozen=True, kw_only=True):
     """How far a run is: steps on record, the last thing that happened, and who holds it.
 
-    `pid` is set while a process works on it. A run that nobody holds and that is not at an end is
-    `interrupted`.
+    `pid` is set while a process works on it. `queued` waits for a worker, `waiting` for a yes to its cost; any
+    other run that nobody holds and that is not at an end is `interrupted`.
     """
 
     run: Run
@@ -45,7 +45,18 @@ class Engine(Protocol):
     """Run, find, list, cancel, resume; a list of runs is called `runs`."""
 
     def run(self, run: Run) -> None:
-        """Run every step that is not on record yet; RunError where another process holds this run."""
+        """Run every step that is not on record yet, and wait for the last.
+
+        RunError where the run is alive already; what its steps raise; NeedsApproval where it waits for a yes.
+        """
+        ...
+
+    def enqueue(self, run: Run) -> None:
+        """Leave a run to the workers and return at once; one that is queued or alive is left alone."""
+        ...
+
+    def approve(self, run_id: str) -> None:
+        """Say yes to what a run costs, on record; it goes on when it is run or enqueued again."""
         ...
 
     def find(self, run_id: str) -> RunState:
