@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.private.modelfile_grammar import ModelfileError, parse
 
-from fine_tune_runner.errors import ConfigError
 from fine_tune_runner.private.modelfile import modelfile
-
-KNOWN = {"FROM", "LICENSE", "TEMPLATE", "SYSTEM", "ADAPTER", "PARAMETER", "MESSAGE", "REQUIRES"}
 
 
 def write(system: str = "You are an expert.", **changes: object) -> str:
@@ -24,22 +20,6 @@ def write(system: str = "You are an expert.", **changes: object) -> str:
         "metadata": {"client_id": "hre", "version": "3"},
     }
     return modelfile(**(options | changes))  # type: ignore[arg-type]
-
-
-def read(text: str) -> list[tuple[str, str]]:
-    """Instructions as Ollama's parser sees them: `#` counts only where an instruction starts."""
-    found, rest = [], text
-    while rest:
-        if rest.startswith("#"):
-            rest = rest.partition("\n")[2]
-            continue
-        name, rest = rest.split(" ", 1)
-        if rest.startswith('"""'):
-            value, rest = re.split(r'"""\n', rest[3:], maxsplit=1)
-        else:
-            value, _, rest = rest.partition("\n")
-        found.append((name, value))
-    return found
 
 
 def test_a_whole_file() -> None:
@@ -56,21 +36,38 @@ def test_a_whole_file() -> None:
     )
 
 
-@given(system=st.text(st.sampled_from('a"\n# FROM'), max_size=30))
-def test_a_prompt_comes_back_as_it_was_or_is_refused(system: str) -> None:
-    try:
-        instructions = read(write(system))
-    except ConfigError:
-        assert '"' in system
-        return
-    assert {name for name, _ in instructions} <= KNOWN
-    assert dict(instructions)["SYSTEM"] == system
+def test_the_server_reads_every_instruction_of_it() -> None:
+    assert parse(write("One.\n\nTwo.", template="{{ .System }}\n")) == [
+        ("from", "llama3.1:8b"),
+        ("adapter", "./adapter.gguf"),
+        ("template", "{{ .System }}\n"),
+        ("system", "One.\n\nTwo."),
+        ("temperature", "0.2"),
+        ("num_ctx", "4096"),
+        ("stop", "<|eot_id|>"),
+    ]
 
 
-@pytest.mark.parametrize("system", ['Say """\nnow', 'It ends in """', 'It ends in "a quote"'])
-def test_what_triple_quotes_cannot_hold_is_refused(system: str) -> None:
-    with pytest.raises(ConfigError, match="system prompt has three double quotes"):
-        write(system)
+@given(system=st.text(st.sampled_from('a"\n# \tFROM\xa0'), max_size=30))
+def test_a_prompt_comes_back_or_the_file_says_that_it_was_changed(system: str) -> None:
+    text = write(system)
+    said = dict(parse(text))
+    assert set(said) == {"from", "adapter", "template", "system", "temperature", "num_ctx", "stop"}
+    assert said["system"] == system or "# note: what this format cannot hold was replaced" in text
+
+
+@pytest.mark.parametrize(
+    ("system", "held"),
+    [
+        ('Say """\nnow', "Say '''\nnow"),
+        ('It ends in """', "It ends in '''"),
+        ('Say """ \nnow', "Say ''' \nnow"),
+        ('It ends in "a quote"', 'It ends in "a quote"'),
+        ('Code: """x""" here', 'Code: """x""" here'),
+    ],
+)
+def test_triple_quotes_at_the_end_of_a_line_become_apostrophes(system: str, held: str) -> None:
+    assert dict(parse(write(system)))["system"] == held
 
 
 def test_metadata_cannot_start_an_instruction() -> None:
@@ -78,5 +75,26 @@ def test_metadata_cannot_start_an_instruction() -> None:
     assert text.startswith("# account_state_version: 1.2.0 FROM evil\nFROM llama3.1:8b\n")
 
 
-def test_without_a_template_the_base_keeps_its_own() -> None:
-    assert "TEMPLATE" not in write(template=None)
+def test_without_a_template_the_base_keeps_its_own_and_a_merged_model_has_no_adapter() -> None:
+    text = write(template=None, adapter=None)
+    assert ("TEMPLATE" in text, "ADAPTER" in text) == (False, False)
+
+
+@pytest.mark.parametrize(
+    ("text", "refusal"),
+    [
+        ("FROM a\nSYSTEM b\nLABEL c d\n", r"\(line 3\): command must be one of \"from\", \"license\""),
+        ("FROM a\nPARAMETER colour blue\n", "unknown parameter 'colour'"),
+        ("SYSTEM b\n", "no FROM line"),
+        ('FROM a\nSYSTEM """open\n', "unexpected EOF"),
+        ("FROM a\nMESSAGE robot hi\n", "message role must be one of"),
+        ('FROM a\nSYSTEM """Say """\nnow"""\n', "command must be one of"),
+    ],
+)
+def test_the_oracle_refuses_what_the_server_refuses(text: str, refusal: str) -> None:
+    with pytest.raises(ModelfileError, match=refusal):
+        parse(text)
+
+
+def test_the_oracle_takes_a_hash_inside_a_value_for_text() -> None:
+    assert parse("# a\nFROM x # y\n") == [("from", "x # y")]

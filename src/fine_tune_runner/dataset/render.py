@@ -128,9 +128,11 @@ class ChatTokenizer:
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """Tokens up to where the assistant's (last) answer begins; an answer at the end is left out."""
-        asked = list(messages[:-1] if messages[-1].role == "assistant" else messages)
-        row = [*asked, Message(role="assistant", content="-")]
-        return [token for piece in self._pieces(row, until=len(asked)) for token in self._ids(piece)]
+        return [token for piece in self._asked(messages) for token in self._ids(piece)]
+
+    def text(self, messages: Sequence[Message]) -> str:
+        """The same prompt as text."""
+        return "".join(piece.text for piece in self._asked(messages))
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of an answer; special tokens are left out."""
@@ -149,6 +151,10 @@ class ChatTokenizer:
         tokenizer = self._inside if piece.inside else self._whole
         ids: list[int] = tokenizer.encode(piece.text, add_special_tokens=False).ids
         return ids
+
+    def _asked(self, messages: Sequence[Message]) -> Iterator[_Piece]:
+        asked = list(messages[:-1] if messages[-1].role == "assistant" else messages)
+        return self._pieces([*asked, Message(role="assistant", content="-")], until=len(asked))
 
     def _pieces(self, row: Sequence[Message], until: int | None = None) -> Iterator[_Piece]:
         """The pieces of a row, or of its beginning up to where the answer of message `until` starts."""
