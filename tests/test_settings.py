@@ -213,3 +213,17 @@ def test_a_misspelt_key_of_the_base_is_named(tmp_path: Path) -> None:
     settings = load_settings({"CLIENT_DATA_DIR": str(tmp_path)}, tmp_path)
     with pytest.raises(ConfigError, match=r"unknown field `olama` - at `\$\.base_model`"):
         load_client(settings, "hre")
+
+
+def test_headers_for_a_proxy_are_secrets_and_a_wrong_one_is_not_repeated() -> None:
+    env = {"OLLAMA_HEADERS": "Authorization: Bearer abc; X-Team: b"}
+    headers = load_settings(env).ollama_headers
+    assert headers is not None
+    assert {name: value.reveal() for name, value in headers.items()} == {
+        "Authorization": "Bearer abc",
+        "X-Team": "b",
+    }
+    assert "abc" not in repr(headers)
+    with pytest.raises(ConfigError, match=r"OLLAMA_HEADERS \(environment\): give `Name: value`") as caught:
+        load_settings({"OLLAMA_HEADERS": "hush-hush"})
+    assert "hush" not in str(caught.value)

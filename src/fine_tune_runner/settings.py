@@ -135,6 +135,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     openai_api_key: Secret | None
     openai_base_url: str | None
     ollama_host: str | None
+    ollama_headers: dict[str, Secret] | None = None  # for a proxy in front of it
     tolerance: float
     poll_s: float = 60.0  # seconds between two looks at a hosted job
     sources: dict[str, str]
@@ -213,6 +214,16 @@ def _key(text: str) -> Secret:
     return Secret(text)
 
 
+def _headers(text: str) -> dict[str, Secret]:
+    found: dict[str, Secret] = {}
+    for pair in text.split(";"):
+        name, colon, value = pair.strip().partition(":")
+        if not colon or not re.fullmatch(r"[A-Za-z0-9-]+", name) or not value.strip().isprintable():
+            raise ValueError("give `Name: value`, several with ; between, such as Authorization: Bearer ...")
+        found[name] = Secret(value.strip())
+    return found
+
+
 # (field, environment variable, default, parser). One table, one loop: `fine-tune config` prints it.
 FIELDS: tuple[tuple[str, str, str | None, Any], ...] = (
     ("data_dir", "CLIENT_DATA_DIR", "data/clients", _path),
@@ -220,11 +231,12 @@ FIELDS: tuple[tuple[str, str, str | None, Any], ...] = (
     ("openai_api_key", "OPENAI_API_KEY", None, _key),
     ("openai_base_url", "OPENAI_BASE_URL", None, web_address),
     ("ollama_host", "OLLAMA_HOST", None, ollama_address),
+    ("ollama_headers", "OLLAMA_HEADERS", None, _headers),
     ("tolerance", "EVAL_REGRESSION_TOLERANCE", "0.05", _tolerance),
     ("poll_s", "FINE_TUNE_POLL_INTERVAL", "60", _seconds),
 )
 # What may hold a password or a key is not repeated where it is wrong.
-NOT_ECHOED = (_key, web_address, ollama_address)
+NOT_ECHOED = (_key, _headers, web_address, ollama_address)
 
 
 def load_settings(env: Mapping[str, str], cwd: Path | None = None) -> Settings:
