@@ -22,7 +22,8 @@ from transformers.models.llama import LlamaConfig
 from fine_tune_runner.dataset.render import ChatTokenizer
 from fine_tune_runner.errors import ConfigError, MissingModel
 from fine_tune_runner.private.bases import Base, gguf_of, resolve
-from fine_tune_runner.private.gguf_base import folder_to_gguf, permute, rope_factors, unpermute
+from fine_tune_runner.private.gguf_base import folder_to_gguf
+from fine_tune_runner.private.llama_layout import permute, rope_factors, unpermute
 from fine_tune_runner.settings import Settings, load_settings
 from fine_tune_runner.types import Message
 

@@ -17,7 +17,7 @@ from fine_tune_runner.dataset.render import ChatTokenizer
 from fine_tune_runner.errors import ServingError
 from fine_tune_runner.private.bases import Base, resolve, with_gguf
 from fine_tune_runner.private.export import export_adapter
-from fine_tune_runner.private.gguf_base import unpermute
+from fine_tune_runner.private.llama_layout import unpermute
 from fine_tune_runner.private.serve import EmbeddedAnswerer, serve_embedded
 from fine_tune_runner.settings import load_settings
 from fine_tune_runner.types import Decoding, Message, Model, Prompt

@@ -65,7 +65,7 @@ def resolve(name: str, settings: Settings, *, offline: bool) -> Base:
     )
 
 
-def gguf_of(base: Base, settings: Settings, kind: gguf_base.GgufType = "F16") -> Path:
+def gguf_of(base: Base, settings: Settings, kind: str = "F16") -> Path:
     """The GGUF to serve: the base's own, or one made from its folder on first use and kept."""
     if base.gguf is not None:
         return base.gguf
@@ -73,7 +73,7 @@ def gguf_of(base: Base, settings: Settings, kind: gguf_base.GgufType = "F16") ->
     return _once(target, lambda part: gguf_base.folder_to_gguf(base.dir, part, kind))
 
 
-def with_gguf(base: Base, settings: Settings, kind: gguf_base.GgufType = "F16") -> Base:
+def with_gguf(base: Base, settings: Settings, kind: str = "F16") -> Base:
     """The same base with `gguf` filled in."""
     return msgspec.structs.replace(base, gguf=gguf_of(base, settings, kind))
 
