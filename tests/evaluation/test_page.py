@@ -12,16 +12,16 @@ import pytest
 from tests.evaluation.test_report import card, report
 
 from fine_tune_runner.evaluation.answers import write_answers
-from fine_tune_runner.evaluation.differ import LONGEST, marked
+from fine_tune_runner.evaluation.differ import LONGEST, pieces, spans
 from fine_tune_runner.evaluation.gate import decide
-from fine_tune_runner.evaluation.pictures import curve, scale
+from fine_tune_runner.evaluation.pictures import change_axis, curve, interval, score_axis
 from fine_tune_runner.evaluation.proof import read_proof
-from fine_tune_runner.evaluation.report import write_report
+from fine_tune_runner.evaluation.report import paths, write_report
 from fine_tune_runner.types import Answer, EvalReport, Finding, Findings, Model, TrainingSummary
 
 RIGHT, WRONG = "consent_update_missing", "currency_mismatch"
 KEY = "sk-" + "a1B2c3D4e5F6g7H8i9J0"
-VOID = {"meta", "link", "br", "line", "circle", "polyline"}
+VOID = {"meta", "link", "br", "line", "circle", "polyline", "rect"}
 SCORES = {"q1": 1.0, "q2": 0.0, "q3": 1.0, "q4": 1.0}
 
 
@@ -119,7 +119,12 @@ def compared() -> EvalReport:
 @pytest.fixture
 def html(tmp_path: Path) -> str:
     whole = compared()
-    return write_report(write_run(tmp_path), whole, decide(whole, 0.05))[2].read_text(encoding="utf-8")
+    return page_of(write_run(tmp_path), whole)
+
+
+def page_of(run: Path, whole: EvalReport) -> str:
+    write_report(run, whole, decide(whole, 0.05))
+    return paths(run).html.read_text(encoding="utf-8")
 
 
 def test_every_tag_is_closed_and_every_section_is_there(html: str) -> None:
@@ -148,7 +153,7 @@ def test_every_tag_is_closed_and_every_section_is_there(html: str) -> None:
 def test_nothing_outside_the_file_is_asked_for(html: str) -> None:
     outline = Outline(html)
     links = [value for _, name, value in outline.attributes if name in ("src", "href", "srcset", "action")]
-    assert links == ["data:,"]
+    assert [link for link in links if not link.startswith("#")] == ["data:,"]
     assert not re.search(r"url\(|@import|<script|https?:", html)
     assert "default-src 'none'" in html
 
@@ -166,8 +171,8 @@ def test_client_text_is_escaped(html: str) -> None:
 
 
 def test_both_answers_stand_side_by_side_with_their_differences(html: str) -> None:
-    assert "The <del>old</del> words" in html
-    assert "The <ins>new</ins> words" in html
+    assert "The <del>old words" in html
+    assert "The <ins>new words" in html
     assert html.index("<del>old") < html.index("<ins>new")
 
 
@@ -188,13 +193,14 @@ def test_it_reads_on_a_phone_in_the_dark_and_on_paper(html: str) -> None:
     assert "@media print" in html
     # No width in the style sheet that 400 px could not hold: minimum widths are capped by 100 %.
     assert re.findall(r"min-width: *\d+", html) == []
-    assert "min(100%, 20rem)" in html
+    assert "min(100%, 21rem)" in html
 
 
-def colours(html: str) -> tuple[dict[str, str], dict[str, str]]:
-    light, dark = re.findall(r":root \{(.*?)\}", html, re.S)
-    light_of, dark_of = (dict(re.findall(r"--([\w-]+): (#\w{6})", block)) for block in (light, dark))
-    return light_of, dark_of
+def colours(html: str) -> list[dict[str, str]]:
+    """Light, dark and print."""
+    blocks = re.findall(r":root \{(.*?)\}", html, re.S)
+    assert len(blocks) == 3
+    return [dict(re.findall(r"--([\w-]+): (#\w{6})", block)) for block in blocks]
 
 
 def luminance(colour: str) -> float:
@@ -216,8 +222,7 @@ def test_all_text_has_the_contrast_of_wcag_aa(html: str) -> None:
 
 def test_a_run_of_which_nothing_is_left_still_has_its_verdict(tmp_path: Path) -> None:
     whole = compared()
-    html = write_report(tmp_path / "hre" / "runs" / "r", whole, decide(whole, 0.05))[2].read_text()
-    text = Outline(html).text
+    text = Outline(page_of(tmp_path / "hre" / "runs" / "r", whole)).text
     assert "hre v3 may replace v2" in text
     assert "Not on record for this run" in text
     assert "Training curve" not in text
@@ -227,11 +232,9 @@ def test_a_first_version_and_a_hold_have_pages_too(tmp_path: Path) -> None:
     first = report(card(SCORES), None, base=card(dict.fromkeys(SCORES, 0.0)))
     held = msgspec.structs.replace(compared(), previous=None, not_comparable="v2 cannot be called")
     for whole, word in ((first, "PROMOTE"), (held, "HOLD")):
-        text = Outline(
-            write_report(tmp_path / "a" / "b" / "c", whole, decide(whole, 0.05))[2].read_text()
-        ).text
+        text = Outline(page_of(tmp_path / "a" / "b" / "c", whole)).text
         assert word in text
-        assert "80 % probability" not in text
+        assert "interval of the change" not in text
 
 
 def test_what_a_run_left_is_read_and_a_cut_line_is_passed_over(tmp_path: Path) -> None:
@@ -243,28 +246,57 @@ def test_what_a_run_left_is_read_and_a_cut_line_is_passed_over(tmp_path: Path) -
     assert sorted(proof.answers) == ["2-B", "3-B"]
 
 
+def marked(left: str, right: str) -> tuple[list[tuple[str, bool]], list[tuple[str, bool]]]:
+    only = spans(left, right)
+    return pieces(left, only[0]), pieces(right, only[1])
+
+
 def test_words_only_one_side_has_are_marked() -> None:
     assert marked("the old tag fires", "the tag fires twice") == (
         [("the", False), (" old", True), (" tag fires", False)],
-        [("the", False), (" tag fires", False), (" twice", True)],
+        [("the tag fires", False), (" twice", True)],
+    )
+
+
+def test_a_single_word_that_both_have_between_two_changes_is_no_island() -> None:
+    assert marked("set the tag now please", "let the pixel now please") == (
+        [("set the tag", True), (" now please", False)],
+        [("let the pixel", True), (" now please", False)],
     )
 
 
 def test_very_long_answers_are_not_compared_word_by_word() -> None:
-    left, right = "word " * LONGEST, "other"
-    assert marked(left, right) == ([(left, False)], [(right, False)])
+    assert spans("word " * LONGEST, "other") == ((), ())
 
 
-def test_the_picture_has_the_change_on_the_older_score() -> None:
-    whole = compared()
-    verdict = msgspec.structs.replace(decide(whole, 0.05), previous=0.5, new=0.75, low=0.1, high=0.9)
-    found = scale([("v2", 0.5), ("v3", 0.75)], verdict, percent=True)
-    # 16 to 344 is 0 to 1: 0.5 is 180, 0.75 is 262, 0.6 is 212.8; 1.4 is cut at 344; 0.45 is 163.6.
+def test_the_picture_of_the_scores_has_each_with_its_interval() -> None:
+    found = score_axis([("v2", 0.5, None), ("v3", 0.75, (0.6, 1.4))], percent=True)
+    # 16 to 344 is 0 to 1: 0.5 is 180, 0.75 is 262, 0.6 is 212.8; 1.4 is cut at 344.
     assert [(d.x, d.low, d.high, d.text) for d in found.dots] == [
         (180.0, None, None, "50%"),
         (262.0, 212.8, 344.0, "75%"),
     ]
-    assert found.limit == 163.6
+
+
+def test_an_interval_of_a_score_lies_around_it_and_narrows_with_more_questions() -> None:
+    few, many = interval([1.0, 0.0] * 5), interval([1.0, 0.0] * 50)
+    assert few is not None
+    assert many is not None
+    assert few[0] < many[0] < 0.5 < many[1] < few[1]
+    # n = 12 with the two pseudo-questions: sd of the mean is 0.5 / sqrt(13), z(.90) = 1.2816.
+    assert few[1] - few[0] == pytest.approx(2 * 1.2816 * 0.5 / 13**0.5, rel=0.1)
+    assert interval([]) is None
+    assert interval([float("nan")]) is None
+
+
+def test_the_picture_of_the_change_has_the_tolerance_on_it() -> None:
+    verdict = msgspec.structs.replace(decide(compared(), 0.05), delta=0.1, low=-0.1, high=0.3)
+    found = change_axis(verdict)
+    assert found is not None
+    # From -50 to +50 points: 0 is 180, 0.1 is 212.8, -0.1 is 147.2, 0.3 is 278.4, -0.05 is 163.6.
+    assert [(d.x, d.low, d.high, d.text) for d in found.dots] == [(212.8, 147.2, 278.4, "+10 points")]
+    assert (found.limit, found.ticks[0], found.ticks[2]) == (163.6, (16.0, "\u221250"), (180.0, "0"))
+    assert change_axis(msgspec.structs.replace(verdict, delta=None)) is None
 
 
 def test_the_curve_goes_from_corner_to_corner() -> None:

@@ -6,7 +6,8 @@ from typing import Any
 import msgspec
 
 from fine_tune_runner.evaluation.gate import decide
-from fine_tune_runner.evaluation.report import headline, markdown, write_report
+from fine_tune_runner.evaluation.report import paths, write_report
+from fine_tune_runner.evaluation.sentence import headline
 from fine_tune_runner.types import EvalReport, ScoreCard, Verdict, VersionKey
 
 
@@ -76,9 +77,10 @@ def test_a_hold_gives_its_reason() -> None:
     assert text == "hre v3 was held back, and v2 stays in service: v2 cannot be called."
 
 
-def test_the_markdown_names_lost_and_gained_questions_methods_and_hashes() -> None:
+def test_the_markdown_names_lost_and_gained_questions_methods_and_hashes(tmp_path: Path) -> None:
     whole = report(BETTER, WORSE, left_out=("q9",))
-    text = markdown(whole, decide(whole, 0.05))
+    write_report(tmp_path, whole, decide(whole, 0.05))
+    text = paths(tmp_path).markdown.read_text(encoding="utf-8")
     for part in ("- Lost: 1: q2", "- Gained: 3: q1, q3, q4", "line 2", "hhhhhhhh", "q9", "0.87", "0.31"):
         assert part in text
 
@@ -86,8 +88,7 @@ def test_the_markdown_names_lost_and_gained_questions_methods_and_hashes() -> No
 def test_the_files_hold_report_and_verdict(tmp_path: Path) -> None:
     whole = report(BETTER, WORSE)
     verdict = decide(whole, 0.05)
-    json_path, markdown_path, _ = write_report(tmp_path, whole, verdict)
-    data = msgspec.json.decode(json_path.read_bytes())
+    write_report(tmp_path, whole, verdict)
+    data = msgspec.json.decode(paths(tmp_path).json.read_bytes())
     assert msgspec.convert(data["report"], EvalReport) == whole
     assert msgspec.convert(data["verdict"], Verdict) == verdict
-    assert markdown_path.read_text(encoding="utf-8") == markdown(whole, verdict)

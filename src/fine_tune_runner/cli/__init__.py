@@ -23,6 +23,7 @@ COMMANDS = {
     "submit": "submit",
     "eval": "evaluate",
     "gate": "gate",
+    "report": "report",
     "promote": "promote",
     "rollback": "promote",
     "status": "status",

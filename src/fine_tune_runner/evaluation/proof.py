@@ -1,11 +1,12 @@
 """What a run left behind, read for its report: questions, answers, findings, losses, times, cost.
 
-Reads the files of one run folder and the holdout beside it. What is missing or broken is left out: a report
-about the rest is better than none.
+Reads the files of one run folder, and of its client's the holdout, the registry and its record. What is
+missing or broken is left out: a report about the rest is better than none.
 """
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -15,10 +16,24 @@ import msgspec
 
 from fine_tune_runner.dataset.read import holdout_path
 from fine_tune_runner.dataset.taxonomy import load_taxonomy
-from fine_tune_runner.errors import DataError
+from fine_tune_runner.errors import DataError, RegistryError
 from fine_tune_runner.evaluation.answers import read_answers
 from fine_tune_runner.evaluation.holdout import Question, load_holdout
-from fine_tune_runner.types import Answer, Estimate, EvalReport, Finding, Findings, Model, Run, T, TokenStats
+from fine_tune_runner.registry.audit import AuditLine, read_audit
+from fine_tune_runner.types import (
+    Answer,
+    Dataset,
+    Estimate,
+    EvalReport,
+    Finding,
+    Findings,
+    Model,
+    RegistryEntry,
+    Run,
+    T,
+    TokenStats,
+    TrainingSummary,
+)
 
 LEVELS = ("fail", "warn", "info")  # worst first
 
@@ -31,7 +46,10 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Proof(msgspec.Struct, frozen=True, kw_only=True):
-    """All that a report shows beside scores and verdict; `losses` are (optimizer step, loss)."""
+    """All that a report shows beside scores and verdict; `losses` are (optimizer step, loss).
+
+    `history` is the registry as it stands, `record` every change of it.
+    """
 
     questions: tuple[Question, ...] = ()
     answers: dict[str, tuple[Answer, ...]] = {}
@@ -39,25 +57,35 @@ class Proof(msgspec.Struct, frozen=True, kw_only=True):
     tokens: TokenStats | None = None
     losses: tuple[tuple[int, float], ...] = ()
     timings: tuple[Timing, ...] = ()
+    dataset: Dataset | None = None
     model: Model | None = None
+    training: TrainingSummary | None = None
     estimate: Estimate | None = None
     run: Run | None = None
+    history: tuple[RegistryEntry, ...] = ()
+    record: tuple[AuditLine, ...] = ()
 
 
 def read_proof(run_dir: Path, report: EvalReport) -> Proof:
     """Read what is there in `run_dir` and in the client's folder two levels above it."""
+    client_dir = run_dir.parent.parent
     findings = _decoded(run_dir / "findings.json", Findings)
     steps = list(_steps(run_dir))
+    model = _given(steps, Model)
     return Proof(
-        questions=_questions(run_dir.parent.parent, report.key.version),
+        questions=_questions(client_dir, report.key.version),
         answers={path.stem: _answers(path) for path in sorted(run_dir.glob("answers/*.jsonl"))},
         findings=tuple(sorted(findings.items, key=lambda f: LEVELS.index(f.level))) if findings else (),
         tokens=findings.tokens if findings else None,
-        losses=tuple(_losses(run_dir / "events.jsonl")),
+        losses=tuple(_losses(run_dir)),
         timings=tuple(Timing(step=s.name, seconds=_seconds(s)) for s in steps),
-        model=_given(steps, Model),
+        dataset=_given(steps, Dataset),
+        model=model,
+        training=model.training if model and model.training else _given(steps, TrainingSummary),
         estimate=_given(steps, Estimate),
         run=_decoded(run_dir / "run.json", Run),
+        history=_decoded(client_dir / "model_registry.json", tuple[RegistryEntry, ...]) or (),
+        record=_record(client_dir / "model_registry.json.audit"),
     )
 
 
@@ -76,24 +104,48 @@ def _answers(path: Path) -> tuple[Answer, ...]:
         return ()
 
 
-def _losses(path: Path) -> Iterator[tuple[int, float]]:
+def _record(path: Path) -> tuple[AuditLine, ...]:
+    try:
+        return read_audit(path).lines
+    except RegistryError:
+        return ()
+
+
+def _losses(run_dir: Path) -> list[tuple[int, float]]:
+    """By step, from the last time that each was taken: after a crash some are taken again.
+
+    A hosted provider's own table (`metrics.csv`) has every step, the events only those that were seen.
+    """
+    path = run_dir / "events.jsonl"
+    found: dict[int, float] = {}
     for line in path.read_bytes().splitlines() if path.is_file() else ():
-        if b'"train step"' not in line:
+        if b'"loss":' not in line:
             continue
         try:
-            event = msgspec.json.decode(line, type=_TrainStep)
-        except msgspec.DecodeError:
-            continue  # a line cut by a power cut
-        if event.event == "train step":
-            yield event.data.step, event.data.loss
+            event = msgspec.json.decode(line, type=_Progress)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            continue  # another event, or a line cut by a power cut
+        if event.event in ("train step", "job status") and event.data.step and event.data.loss is not None:
+            found[event.data.step] = event.data.loss
+    for table in sorted(run_dir.glob("attempt-*/metrics.csv")):
+        found |= dict(_table(table))
+    return sorted(found.items())
+
+
+def _table(path: Path) -> Iterator[tuple[int, float]]:
+    for row in csv.DictReader(path.read_text(encoding="utf-8", errors="replace").splitlines()):
+        try:
+            yield int(float(row["step"])), float(row["train_loss"])
+        except (KeyError, TypeError, ValueError):
+            continue  # a row of the validation, or none of this shape
 
 
 class _Loss(msgspec.Struct):
-    step: int
-    loss: float
+    step: int | None = None
+    loss: float | None = None
 
 
-class _TrainStep(msgspec.Struct):
+class _Progress(msgspec.Struct):
     event: str
     data: _Loss
 

@@ -1,0 +1,66 @@
+"""The verdict in one sentence that a client's manager understands, and how scores are spelled. Pure."""
+
+from __future__ import annotations
+
+from fine_tune_runner.types import EvalReport, ScoreCard, Verdict, VersionKey
+
+SAID = {
+    "recall": "it names the right cause in {} of the answers",
+    "contrast": "its diagnosis is nearest to the right reference in {} of the answers (approximate)",
+    "similarity": "its answers resemble the references to {}",
+}
+NAMES = {"recall": "problem recall", "contrast": "contrast (approximate)", "similarity": "cosine similarity"}
+
+
+def headline(report: EvalReport, verdict: Verdict) -> str:
+    """Who may go into service or stays, with both scores and the change between them."""
+    name = f"{report.client_id} v{report.key.version}"
+    said = SAID[report.measure].format(number(pooled(report.new, report), kind(report)))
+    if verdict.decision == "hold":
+        stays = f", and v{report.previous_key.version} stays in service" if report.previous_key else ""
+        return f"{name} was held back{stays}: {verdict.reason}."
+    if report.previous is None or report.previous_key is None:
+        beside = ""
+        if report.base is not None and (base := pooled(report.base, report)) is not None:
+            beside = f"; the untrained base model scores {number(base, kind(report))}"
+        return f"{name} may go into service as the first version: {said}{beside}."
+    other = f"v{report.previous_key.version}"
+    compared = (
+        f"{said}, {other} scores {number(pooled(report.previous, report), kind(report))} on the same "
+        f"{report.new.questions} questions"
+    )
+    if verdict.decision == "refuse":
+        allowed = points(-verdict.tolerance)
+        return (
+            f"{name} is refused and {other} stays in service: {compared} "
+            f"({points(verdict.delta)} points, {allowed} allowed)."
+        )
+    return f"{name} may replace {other}: {compared} ({points(verdict.delta)} points)."
+
+
+def pooled(card: ScoreCard, report: EvalReport) -> float | None:
+    """The score by which the guard compares."""
+    value: float | None = getattr(card, report.measure)
+    return value
+
+
+def kind(report: EvalReport) -> str:
+    """How the score of this report is printed."""
+    return "cosine" if report.measure == "similarity" else "percent"
+
+
+def number(value: float | None, kind: str) -> str:
+    """A score as a person reads it."""
+    if value is None or value != value:
+        return "unknown"
+    return {"percent": f"{value:.0%}", "cosine": f"{value:.2f}", "count": f"{value:g}"}[kind]
+
+
+def points(delta: float | None) -> str:
+    """A change in hundredths, with its sign."""
+    return "unknown" if delta is None else f"{100 * delta:+.0f}".replace("-", "\u2212")
+
+
+def shown(key: VersionKey) -> str:
+    """A version as the registry's record spells it."""
+    return f"v{key.version} (track {key.track})"
