@@ -138,6 +138,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ollama_headers: dict[str, Secret] | None = None  # for a proxy in front of it
     tolerance: float
     poll_s: float = 60.0  # seconds between two looks at a hosted job
+    database_url: Secret | None = None  # of the engine; None: SQLite beside the data
     sources: dict[str, str]
 
 
@@ -224,6 +225,13 @@ def _headers(text: str) -> dict[str, Secret]:
     return found
 
 
+def _database(text: str) -> Secret:
+    if not re.match(r"postgres(ql)?://", text):
+        raise ValueError("give a PostgreSQL address, such as postgresql://user@host/fine_tune")
+    # dbos and SQLAlchemy name the driver; psycopg takes the address without it.
+    return Secret(re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", text))
+
+
 # (field, environment variable, default, parser). One table, one loop: `fine-tune config` prints it.
 FIELDS: tuple[tuple[str, str, str | None, Any], ...] = (
     ("data_dir", "CLIENT_DATA_DIR", "data/clients", _path),
@@ -234,9 +242,10 @@ FIELDS: tuple[tuple[str, str, str | None, Any], ...] = (
     ("ollama_headers", "OLLAMA_HEADERS", None, _headers),
     ("tolerance", "EVAL_REGRESSION_TOLERANCE", "0.05", _tolerance),
     ("poll_s", "FINE_TUNE_POLL_INTERVAL", "60", _seconds),
+    ("database_url", "FINE_TUNE_DATABASE_URL", None, _database),
 )
 # What may hold a password or a key is not repeated where it is wrong.
-NOT_ECHOED = (_key, _headers, web_address, ollama_address)
+NOT_ECHOED = (_key, _headers, _database, web_address, ollama_address)
 
 
 def load_settings(env: Mapping[str, str], cwd: Path | None = None) -> Settings:

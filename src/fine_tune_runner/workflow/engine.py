@@ -29,8 +29,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 class RunState(msgspec.Struct, frozen=True, kw_only=True):
     """How far a run is: steps on record, the last thing that happened, and who holds it.
 
-    `pid` is set while a process works on it. `queued` waits for a worker, `waiting` for a yes to its cost; any
-    other run that nobody holds and that is not at an end is `interrupted`.
+    `pid` is set while a process works on it. `queued` waits for a worker, `waiting` for a yes to its cost;
+    any other run that nobody holds and that is not at an end is `interrupted`.
     """
 
     run: Run

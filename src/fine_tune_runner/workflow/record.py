@@ -83,7 +83,7 @@ class Record:
         return _run(self._data_dir / client_id / "runs" / run_id)
 
     def begin(self, run: Run) -> None:
-        """Put a run on record, with the words of the newest command; whoever asked it to stop has been heard."""
+        """Put a run on record, with the words of the newest command; an earlier `cancel` is forgotten."""
         folder = self.folder(run)
         (folder / "steps").mkdir(parents=True, exist_ok=True)
         (folder / "cancel").unlink(missing_ok=True)

@@ -1,0 +1,246 @@
+"""The engine's database: SQLite beside the data, or PostgreSQL; who waits, who runs, which executor is dead.
+
+It is disposable: how far a run is stands in its record. Only ids and outcomes go through it, as JSON. Imports
+dbos, so it is imported only where something runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import socket
+import sqlite3
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import sqlalchemy
+from dbos import DBOS, DBOSClient, DBOSPortableJSONSerializer, _serialization
+
+from fine_tune_runner.errors import RunError
+from fine_tune_runner.files import locked
+from fine_tune_runner.types import Place
+
+APP = "fine-tune-runner"
+APP_VERSION = "1"  # the default is a hash of the source and of dbos itself: any edit would strand runs
+POLL_S = 0.2
+LIVE = ("ENQUEUED", "DELAYED", "PENDING")
+Workflow = Literal["run", "leg"]
+
+
+class Limits(NamedTuple):
+    """How many workflows of a queue one worker takes, and how many may start in `period_s`."""
+
+    at_once: int | None
+    starts: int | None = None
+    period_s: float = 60.0
+
+
+# `registry` carries the runs themselves, partitioned by client: its versions never run side by side.
+LIMITS: dict[Place, Limits] = {
+    "registry": Limits(100),
+    "hosted": Limits(100, starts=60),
+    "evaluate": Limits(2),
+    "train": Limits(1),
+}
+
+
+class Waiting(NamedTuple):
+    """A workflow that is not at its end."""
+
+    id: str
+    status: str
+    queue: str
+    executor_id: str | None
+    app_version: str | None
+
+
+def _refuse_pickle(_text: str) -> Any:
+    raise RunError("the engine's database holds a pickle, which nothing here wrote; look into who did")
+
+
+# dbos goes by what a row says of itself: with a portable serializer configured it would still unpickle.
+_serialization.DBOSDefaultSerializer.deserialize = _refuse_pickle  # type: ignore[method-assign,assignment]
+
+
+def host() -> str:
+    """This machine's name, as queues carry it."""
+    return socket.gethostname().split(".")[0].lower()
+
+
+def queue_name(place: Place, label: str | None, train_host: str | None = None) -> str:
+    """The queue of a place: `evaluate`, `train@HOST`, and with `:private` behind it for a label."""
+    return (f"train@{train_host}" if place == "train" else place) + (f":{label}" if label else "")
+
+
+class Database:
+    """Queues and workflows; `url` None is SQLite in `folder`."""
+
+    def __init__(self, folder: Path, url: str | None) -> None:
+        self.folder = folder
+        self.path = folder / "engine.sqlite"
+        self.embedded = url is None
+        self.url = url or f"sqlite:///{self.path}"
+        self._client: DBOSClient | None = None
+
+    def exists(self) -> bool:
+        """Whether anything was ever run by it; PostgreSQL counts as there."""
+        return not self.embedded or self.path.exists()
+
+    def prepare(self) -> None:
+        """Create what is missing: the file in WAL mode first, tables, queues of this host."""
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.folder.chmod(0o700)
+        with locked(self.folder / "engine-setup.lock", wait_s=60.0), self.one_line():
+            if self.embedded and not self.path.exists():
+                with contextlib.closing(sqlite3.connect(self.path)) as connection:
+                    connection.execute("PRAGMA journal_mode=WAL")
+                self.path.chmod(0o600)
+            if self._unmigrated():
+                DBOS.migrate(self.url)
+
+    def register(self, places: Sequence[Place], labels: Sequence[str]) -> list[str]:
+        """Register the queues that a process with these labels serves; their names."""
+        names = []
+        for place in places:
+            for label in (None, *labels):
+                name = queue_name(place, label, host())
+                limits = LIMITS[place]
+                words: dict[str, Any] = {"worker_concurrency": limits.at_once}
+                if limits.starts is not None:
+                    words["limiter"] = {"limit": limits.starts, "period": limits.period_s}
+                if place == "registry":
+                    words["partition_concurrency"] = 1
+                self.client.register_queue(name, polling_interval_sec=POLL_S, **words)
+                names.append(name)
+        return names
+
+    @property
+    def client(self) -> DBOSClient:
+        """The connection of this process."""
+        if self._client is None:
+            self._client = DBOSClient(
+                system_database_url=self.url,
+                serializer=DBOSPortableJSONSerializer(),
+                application_name=APP,
+                retry_connection_errors=False,
+            )
+        return self._client
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        if self._client is not None:
+            self._client.destroy()
+            self._client = None
+
+    def enqueue_run(self, client_id: str, run_id: str, label: str | None, priority: int) -> str:
+        """Put a run on the home host's queue, unless it is there or under way; its newest workflow's id."""
+        goes = self.goes(run_id)
+        if goes and goes[-1].status in LIVE:
+            return goes[-1].id
+        name = f"{run_id}~{len(goes) + 1}" if goes else run_id
+        self.client.enqueue(
+            {
+                "workflow_name": "run",
+                "queue_name": queue_name("registry", label),
+                "workflow_id": name,
+                "app_version": APP_VERSION,
+                "queue_partition_key": client_id,
+                "priority": priority,
+            },
+            client_id,
+            run_id,
+        )
+        return name
+
+    def goes(self, run_id: str) -> list[Waiting]:
+        """Every time this run was set going, oldest first: workflows `RUN`, `RUN~2`, `RUN~3`."""
+        found = [w for w in self._list(workflow_id_prefix=run_id, name="run") if _run_of(w.id) == run_id]
+        return sorted(found, key=lambda w: _go(w.id))
+
+    def live(self, run_id: str | None = None) -> list[Waiting]:
+        """The workflows that are not at their end, of one run or of all."""
+        found = self._list(status=list(LIVE), workflow_id_prefix=run_id)
+        return [w for w in found if run_id is None or _run_of(w.id) == run_id]
+
+    def outcome(self, workflow_id: str) -> dict[str, Any] | None:
+        """What a run's workflow gave; None while it is not at its end."""
+        found = self.client.list_workflows(workflow_ids=[workflow_id])
+        if not found or found[0].status in LIVE:
+            return None
+        status = found[0]
+        if status.status == "SUCCESS":
+            return dict(status.output or {})
+        if status.status == "CANCELLED":
+            return {"state": "cancelled"}
+        return {"state": "failed", "code": "run", "message": f"{workflow_id} stopped: {status.error}"}
+
+    def cancel(self, run_id: str, *, waiting_only: bool) -> None:
+        """Take a run's workflows out of the queues; those under way too, unless a live process has them."""
+        found = [w.id for w in self.live(run_id) if not (waiting_only and w.status == "PENDING")]
+        if found:
+            self.client.cancel_workflows(found)
+
+    def recover(self, dead: Callable[[str], bool], wanted: Callable[[str], bool]) -> list[str]:
+        """Put the workflows of dead executors back on their own queues, if their run is wanted."""
+        again = [
+            w
+            for w in self.live()
+            if w.status == "PENDING" and wanted(_run_of(w.id)) and w.executor_id and dead(w.executor_id)
+        ]
+        for workflow in again:
+            self.client.resume_workflow(workflow.id, queue_name=workflow.queue)
+        return [w.id for w in again]
+
+    def strangers(self) -> list[Waiting]:
+        """Unfinished workflows of another application version: nobody will ever touch them."""
+        return [w for w in self.live() if w.app_version != APP_VERSION]
+
+    def trainers(self, label: str | None) -> list[str]:
+        """Queues of the hosts that train, the one with the fewest waiting first."""
+        queues = [queue.name for queue in self.client.list_queues() if queue.name.startswith("train@")]
+        names = [name for name in queues if name.partition(":")[2] == (label or "")]
+        load = Counter(w.queue for w in self.live())
+        return sorted(names, key=lambda name: (load[name], name))
+
+    @contextlib.contextmanager
+    def one_line(self) -> Iterator[None]:
+        """What the database says, as an error of one line without its address."""
+        try:
+            yield
+        except sqlalchemy.exc.SQLAlchemyError as error:
+            cause = getattr(error, "orig", None) or error
+            said = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
+            where = str(self.path) if self.embedded else "the database of FINE_TUNE_DATABASE_URL"
+            raise RunError(f"{where}: {said}; nothing is lost, mend that and go on") from None
+
+    def _unmigrated(self) -> bool:
+        if not self.embedded:
+            return True  # dbos compares the versions itself
+        with contextlib.closing(sqlite3.connect(self.path)) as connection:
+            return not connection.execute(
+                "SELECT name FROM sqlite_master WHERE name = 'dbos_migrations'"
+            ).fetchone()
+
+    def _list(self, **words: Any) -> list[Waiting]:
+        found = self.client.list_workflows(
+            load_input=False, load_output=False, **{k: v for k, v in words.items() if v is not None}
+        )
+        return [
+            Waiting(w.workflow_id, w.status, w.queue_name or "", w.executor_id, w.app_version) for w in found
+        ]
+
+
+def _run_of(workflow_id: str) -> str:
+    return workflow_id.partition("~")[0]
+
+
+def _go(workflow_id: str) -> int:
+    number = workflow_id.partition("~")[2]
+    return int(number) if number.isdigit() else 1
+
+
+def lock_key(name: str) -> int:
+    """A name as the 64-bit key of a PostgreSQL advisory lock."""
+    return int.from_bytes(hashlib.sha256(f"{APP}/{name}".encode()).digest()[:8], "big", signed=True)

@@ -1,0 +1,292 @@
+"""The process that does runs: DBOS decides which step is next and where, threads of this process do it.
+
+A run is one workflow at the home host; the steps that belong elsewhere are legs on the queues of their place.
+Outcomes are values, never errors of the database, so that a run can be set going again and again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import itertools
+import logging
+import os
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from dbos import DBOS, DBOSPortableJSONSerializer, SetEnqueueOptions, SetWorkflowID
+from dbos._error import DBOSAwaitedWorkflowCancelledError
+
+from fine_tune_runner.errors import Interrupted, NeedsApproval, PolicyError, RunError, RunnerError
+from fine_tune_runner.files import locked
+from fine_tune_runner.types import Place, Run, Step
+from fine_tune_runner.workflow.database import APP, APP_VERSION, POLL_S, Database, host, queue_name
+from fine_tune_runner.workflow.engine import Plan
+from fine_tune_runner.workflow.record import Record, StepContext, finish, outcome, perform
+
+Outcome = dict[str, Any]  # {"state": "done" | the state of the run, "code", "message"}
+PLACES: tuple[Place, ...] = ("registry", "hosted", "evaluate", "train")
+
+
+class Stopping(BaseException):
+    """A step ended because its process does; the workflow stays as it is, for another process."""
+
+
+class Executor:
+    """Does the runs of the queues of `places`; one a process, for DBOS is one a process.
+
+    `labels` are what this host may be trusted with. `bugs` are the exceptions that no step should raise.
+    """
+
+    def __init__(
+        self,
+        record: Record,
+        plan: Plan,
+        database: Database,
+        *,
+        places: Sequence[Place] = PLACES,
+        labels: Sequence[str] = (),
+        notice: Callable[[str], None] = lambda _text: None,
+    ) -> None:
+        self._record = record
+        self._plan = plan
+        self._database = database
+        self._places = places
+        self._labels = labels
+        self._notice = notice
+        self._stopping = threading.Event()
+        self._threads: set[threading.Thread] = set()
+        # Never that of an earlier process: at its start DBOS takes up whatever bears its executor's id.
+        self.id = f"{host()}-{os.getpid()}-{time.time_ns():x}"
+        self.bugs: dict[str, BaseException] = {}
+
+    def start(self) -> None:
+        """Begin to take work off the queues; names loudly what belongs to another application version."""
+        queues = self._database.register(self._places, self._labels)
+        for stranger in self._database.strangers():
+            self._notice(
+                f"workflow {stranger.id} belongs to application version {stranger.app_version!r} and is left "
+                f"alone; cancel its run and submit it again"
+            )
+        _log_to(self._notice)
+        DBOS(
+            config={
+                "name": APP,
+                "system_database_url": self._database.url,
+                "application_version": APP_VERSION,
+                "executor_id": self.id,
+                "serializer": DBOSPortableJSONSerializer(),
+                "enable_otlp": False,
+                "log_level": "ERROR",
+            }
+        )
+
+        @DBOS.workflow(name="run", max_recovery_attempts=None)
+        async def run(client_id: str, run_id: str) -> Outcome:
+            return await self._run(self._record.load(client_id, run_id))
+
+        @DBOS.workflow(name="leg", max_recovery_attempts=None)
+        async def leg(client_id: str, run_id: str, steps: list[str], queue: str) -> Outcome:
+            return await self._leg(self._record.load(client_id, run_id), steps, queue)
+
+        self._leg_workflow = leg
+        DBOS.listen_queues(queues)
+        with self._database.one_line():
+            DBOS.launch()
+
+    def stop(self, wait_s: float = 150.0) -> None:
+        """Ask every step to end where it can go on later, wait for them, and leave the workflows alone."""
+        again = self._stopping.is_set()  # a second Ctrl-C waits no more
+        self._stopping.set()
+        deadline = time.monotonic() + (0.0 if again else wait_s)
+        for thread in list(self._threads):
+            thread.join(max(0.0, deadline - time.monotonic()))
+        DBOS.destroy(destroy_registry=True)
+
+    async def _run(self, run: Run) -> Outcome:
+        """All that is left of a run; each next leg is decided by what is on record."""
+        async with self._held(run):
+            for number in itertools.count(1):
+                leg = await self._step("next", run, lambda: self._next(run))
+                if leg["state"] != "next":
+                    return leg
+                if leg["queue"] is None:
+                    ended = await self._leg(run, leg["steps"], None)
+                else:
+                    ended = await self._elsewhere(run, number, leg)
+                if ended["state"] != "done":
+                    return ended
+        raise AssertionError("the loop returns")
+
+    async def _elsewhere(self, run: Run, number: int, leg: Outcome) -> Outcome:
+        """Do a leg on its own queue and wait for it."""
+        own = DBOS.workflow_id or run.run_id
+        name = f"{own}.{number}" if "~" in own else f"{own}~1.{number}"
+        with SetWorkflowID(name), SetEnqueueOptions(priority=leg["priority"]):
+            handle = await DBOS.enqueue_workflow_async(
+                leg["queue"], self._leg_workflow, run.client_id, run.run_id, leg["steps"], leg["queue"]
+            )
+        try:
+            return dict(await handle.get_result(polling_interval_sec=POLL_S))
+        except DBOSAwaitedWorkflowCancelledError:
+            return await self._step("cancelled", run, lambda: self._cancelled(run))
+
+    async def _leg(self, run: Run, steps: Sequence[str], queue: str | None) -> Outcome:
+        """Consecutive steps of one place."""
+        ended: Outcome = {"state": "done"}
+        for name in steps:
+            ended = await self._step(name, run, functools.partial(self._perform, run, name, queue))
+            if ended["state"] != "done":
+                break
+        return ended
+
+    async def _step(self, name: str, run: Run, work: Callable[[], Outcome]) -> Outcome:
+        async def body() -> Outcome:
+            try:
+                return await self._in_thread(lambda: self._answered(run, work))
+            except Stopping:
+                # Neither a result nor an error: whoever takes the workflow over does this step again.
+                return await asyncio.get_running_loop().create_future()
+
+        return await DBOS.run_step_async({"name": name}, body)
+
+    async def _in_thread(self, work: Callable[[], Outcome]) -> Outcome:
+        """A thread of its own, which does not keep the process alive."""
+        if self._stopping.is_set():
+            raise Stopping
+        future: Future[Outcome] = Future()
+        future.set_running_or_notify_cancel()
+
+        def body() -> None:
+            try:
+                future.set_result(work())
+            except BaseException as error:  # noqa: BLE001 - the edge of a thread
+                future.set_exception(error)
+            finally:
+                self._threads.discard(threading.current_thread())
+
+        thread = threading.Thread(target=body, daemon=True)
+        self._threads.add(thread)
+        thread.start()
+        return await asyncio.wrap_future(future)
+
+    def _answered(self, run: Run, work: Callable[[], Outcome]) -> Outcome:
+        """What a step gave, or why the run stops."""
+        try:
+            return work()
+        except Interrupted as error:
+            if (self._record.folder(run) / "cancel").exists():
+                return {"state": "cancelled", "code": error.code, "message": str(error)}
+            if self._stopping.is_set():
+                raise Stopping from None
+            return {"state": "interrupted", "code": error.code, "message": str(error)}
+        except NeedsApproval as error:
+            return {"state": "waiting", "code": error.code, "message": str(error)}
+        except RunnerError as error:
+            return {"state": "failed", "code": error.code, "message": str(error)}
+        except Exception as error:
+            self.bugs[run.run_id] = error
+            raise
+
+    def _next(self, run: Run) -> Outcome:
+        """The next leg by record and plan: its steps and its queue, None for this very workflow."""
+        context = self._open(run)
+        with outcome(context):
+            done = context.done()
+            todo = [step for step in self._plan(run) if step.name not in done]
+            if not todo:
+                finish(context)
+                return {"state": "finished"}
+            first = todo[0]
+            same = itertools.takewhile(lambda s: (s.place, s.label) == (first.place, first.label), todo)
+            return {
+                "state": "next",
+                "steps": [step.name for step in same],
+                "queue": None if first.place == "registry" else self._queue(context, first),
+                "priority": 1,
+            }
+
+    def _queue(self, context: StepContext, step: Step) -> str:
+        """Where a step is enqueued; training stays on the host that has the checkpoints of this run."""
+        if step.place != "train":
+            return queue_name(step.place, step.label)
+        offered = self._database.trainers(step.label)
+        before = [e.data["queue"] for e in self._record.events(context.run.run_id) if e.event == "placed"]
+        if not offered:
+            which = f" labelled {step.label}" if step.label else ""
+            raise RunError(f"no worker{which} trains; start one: fine-tune worker")
+        chosen = before[-1] if before and before[-1] in offered else offered[0]
+        if not before or before[-1] != chosen:
+            context.emit("placed", queue=chosen)
+        return str(chosen)
+
+    def _perform(self, run: Run, name: str, queue: str | None) -> Outcome:
+        """One step, alone in its run's folder."""
+        context = self._open(run)
+        with outcome(context), _alone(context):
+            step = next((step for step in self._plan(run) if step.name == name), None)
+            if step is None:
+                raise RunError(f"step {name} is not a step of this version of fine-tune; submit with --again")
+            self._admit(step, queue)
+            return {"state": "done", "sha256": perform(context, step)}
+
+    def _admit(self, step: Step, queue: str | None) -> None:
+        """PolicyError where this worker may not do a step, whatever queue brought it here."""
+        if step.label is not None and step.label not in self._labels:
+            raise PolicyError(
+                f"step {step.name} runs only on workers labelled {step.label}; "
+                f"start one: fine-tune worker --label {step.label}"
+            )
+        if step.place == "train" and queue != queue_name("train", step.label, host()):
+            raise RunError(f"step {step.name} belongs to {queue}, but this is {host()}")
+
+    def _cancelled(self, run: Run) -> Outcome:
+        with contextlib.suppress(Interrupted), outcome(self._open(run)):
+            raise Interrupted(f"run {run.run_id} was cancelled")
+        return {"state": "cancelled"}
+
+    def _open(self, run: Run) -> StepContext:
+        return self._record.open(run, stopping=self._stopping.is_set)
+
+    @contextlib.asynccontextmanager
+    async def _held(self, run: Run) -> AsyncIterator[None]:
+        """Hold the run; a predecessor that was stopped, not killed, is waited for."""
+        with contextlib.ExitStack() as stack:
+            while True:
+                try:
+                    stack.enter_context(self._record.held(run))
+                    break
+                except RunError:
+                    await asyncio.sleep(POLL_S)
+            yield
+
+
+@contextlib.contextmanager
+def _alone(context: StepContext) -> Iterator[None]:
+    """Let no two processes do a step of the same run at the same time."""
+    with contextlib.ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(locked(context.run_dir / "step.lock", wait_s=1.0))
+                break
+            except BlockingIOError:
+                context.check_cancelled()
+        yield
+
+
+def _log_to(notice: Callable[[str], None]) -> None:
+    """Let DBOS complain in one line through `notice` instead of with a traceback on stderr."""
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said = record.exc_info[1] if record.exc_info else None
+            text = f"{record.getMessage()} {said or ''}".strip()
+            notice(f"engine: {text.splitlines()[0]}")
+
+    logger = logging.getLogger("dbos")
+    logger.handlers[:] = [Handler()]
+    logger.propagate = False
