@@ -187,7 +187,9 @@ class _Endpoints:
             "eval_count": answer["usage"]["completion_tokens"],
         }
         if wanted:
-            said["logprobs"] = [_logprob(token, top) for token in choice["logprobs"]["content"]]
+            said["logprobs"] = [
+                _logprob(token, top) for token in (choice["logprobs"] or {}).get("content", ())
+            ]
         if body.get("stream", True):
             return Response(json.dumps(said) + "\n", media_type="application/x-ndjson")
         return JSONResponse(said)
