@@ -1,0 +1,139 @@
+"""The HTTP transport of every client of ours: it resolves, asks the policy, connects to the checked address.
+
+Host header and TLS name stay those of the URL. Each new connection is checked, that of a redirect too, and
+proxies of the environment are not used. Bytes go on the run's record.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Iterable
+from functools import cache
+from typing import Any
+
+import httpcore2
+import httpx2
+
+from fine_tune_runner.policy.egress import EgressPolicy, Lookup, system_lookup
+from fine_tune_runner.policy.guard import Guard, current, vouched
+
+
+def checked_transport(
+    policy: EgressPolicy,
+    *,
+    lookup: Lookup = system_lookup,
+    unix_socket: str | None = None,
+    name: str = "",
+) -> httpx2.HTTPTransport:
+    """A transport for `httpx2.Client(transport=...)`, and so for the openai SDK; it raises EgressRefused.
+
+    With `unix_socket` every connection goes there (a tunnel), on record under `name`. It writes to the record
+    of the run in which it is made, so make it where it is used.
+    """
+    transport = httpx2.HTTPTransport(verify=_trusted(), trust_env=False)
+    # httpx2 passes no network backend on to its pool, so the pool is made again with ours.
+    transport._pool = httpcore2.ConnectionPool(
+        ssl_context=_trusted(),
+        max_connections=100,
+        max_keepalive_connections=20,
+        keepalive_expiry=5.0,
+        uds=unix_socket,
+        network_backend=_Checked(policy, lookup, name),
+    )
+    return transport
+
+
+@cache
+def _trusted() -> ssl.SSLContext:
+    """The system's certificates; reading them takes a tenth of a second, so once a process."""
+    return httpx2.create_ssl_context()
+
+
+class _Checked(httpcore2.NetworkBackend):
+    """Connects by the policy; remembers the run's guard, for a pool's threads know none."""
+
+    def __init__(self, policy: EgressPolicy, lookup: Lookup, name: str) -> None:
+        here = current()
+        self._guard = Guard(policy, here.record if here else None)
+        self._lookup = lookup
+        self._name = name
+        self._backend = httpcore2.SyncBackend()
+
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
+    ) -> httpcore2.NetworkStream:
+        """The first of the host's allowed addresses that answers."""
+        failure: Exception | None = None
+        for address in self._addresses(host, port):
+            try:
+                with vouched():
+                    stream = self._backend.connect_tcp(address, port, timeout, local_address, socket_options)
+            except (httpcore2.ConnectError, httpcore2.ConnectTimeout) as error:
+                failure = error
+                continue
+            self._guard.note("connect", host, port, address=address)
+            return _Counted(stream, _Traffic(self._guard, host, port))
+        raise failure or httpcore2.ConnectError(f"{host} has no address")
+
+    def connect_unix_socket(
+        self,
+        path: str,
+        timeout: float | None = None,
+        socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
+    ) -> httpcore2.NetworkStream:
+        """A local socket, such as a tunnel's."""
+        stream = self._backend.connect_unix_socket(path, timeout, socket_options)
+        self._guard.note("connect", self._name or path)
+        return _Counted(stream, _Traffic(self._guard, self._name or path, None))
+
+    def _addresses(self, host: str, port: int) -> tuple[str, ...]:
+        try:
+            return self._guard.addresses(host, port, self._lookup)
+        except OSError as error:
+            raise httpcore2.ConnectError(f"{host} cannot be resolved: {error}") from None
+
+
+class _Traffic:
+    """What one connection carried, on record once, when it ends."""
+
+    def __init__(self, guard: Guard, host: str, port: int | None) -> None:
+        self._guard, self._host, self._port = guard, host, port
+        self.sent = self.received = 0
+
+    def end(self) -> None:
+        if self.sent or self.received:
+            self._guard.note("traffic", self._host, self._port, sent=self.sent, received=self.received)
+        self.sent = self.received = 0
+
+
+class _Counted(httpcore2.NetworkStream):
+    """A stream whose bytes are counted before encryption."""
+
+    def __init__(self, stream: httpcore2.NetworkStream, traffic: _Traffic) -> None:
+        self._stream, self._traffic = stream, traffic
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        data = self._stream.read(max_bytes, timeout)
+        self._traffic.received += len(data)
+        return data
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self._stream.write(buffer, timeout)
+        self._traffic.sent += len(buffer)
+
+    def close(self) -> None:
+        self._stream.close()
+        self._traffic.end()
+
+    def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore2.NetworkStream:
+        return _Counted(self._stream.start_tls(ssl_context, server_hostname, timeout), self._traffic)
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._stream.get_extra_info(info)
