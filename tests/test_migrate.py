@@ -63,11 +63,21 @@ def test_a_worse_model_is_refused_and_its_lost_questions_are_named(desk: TwoTrac
     assert found.verdict.lost == ("small-009", "small-010", "small-011")
 
 
-def test_a_model_that_cannot_be_asked_any_more_holds_the_move(desk: TwoTracks) -> None:
+def test_a_model_that_cannot_be_asked_any_more_is_compared_by_its_stored_answers(desk: TwoTracks) -> None:
     desk.track.script = {}
     found = parity(desk.library(), desk.move(), 1000)
+    assert found.old is not None
+    assert (found.old.recall, found.verdict.decision, desk.active()) == (1.0, "promote", ["m11"])
+    assert "by its stored answers of" in found.verdict.reason
+
+
+def test_a_model_that_cannot_be_asked_and_left_no_answers_holds_the_move(desk: TwoTracks) -> None:
+    desk.track.script = {}
+    (path,) = desk.client.glob("runs/*/answers/1-A.jsonl")
+    path.unlink()
+    found = parity(desk.library(), desk.move(), 1000)
     assert (found.old, found.verdict.decision, desk.active()) == (None, "hold", ["m1"])
-    assert "m1 was switched off" in found.verdict.reason
+    assert "m1 was switched off; nothing it answered is stored" in found.verdict.reason
 
 
 def test_moving_again_trains_nothing_new_and_says_where_it_is(desk: TwoTracks) -> None:

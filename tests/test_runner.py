@@ -25,7 +25,7 @@ from fine_tune_runner.settings import load_settings
 from fine_tune_runner.types import Estimate, Request, VersionKey
 from fine_tune_runner.workflow.engine import Event
 from tests.scripted_track import Letters, Scripted, folder_of
-from tests.small_client import CAUSES, PROMPT, train_rows, write_rows, write_version
+from tests.small_client import CAUSES, PROMPT, holdout_rows, train_rows, write_rows, write_version
 
 
 def right(question_id: str) -> str:
@@ -142,13 +142,26 @@ def test_the_version_in_service_is_asked_again_on_the_new_holdout(desk: Desk) ->
     assert sorted(path.name for path in folder.iterdir()) == ["1-B.jsonl", "2-B.jsonl"]
 
 
-def test_a_previous_model_that_cannot_be_called_holds(desk: Desk) -> None:
+def test_a_previous_model_that_cannot_be_called_is_compared_by_its_stored_answers(desk: Desk) -> None:
     desk.runner().submit("small", 1)
+    desk.track.script = {2: right_below(9)}
+    job = desk.runner().submit("small", 2)
+    assert job.verdict is not None
+    assert (job.verdict.decision, job.verdict.new, job.verdict.previous) == ("refuse", 0.75, 1.0)
+    today = f"{datetime.now(UTC):%Y-%m-%d}"
+    assert f"by its stored answers of {today} to 12 shared questions" in job.verdict.reason
+    assert desk.statuses() == {1: "active", 2: "refused"}
+
+
+def test_a_previous_model_that_shares_four_questions_and_cannot_be_called_holds(desk: Desk) -> None:
+    desk.runner().submit("small", 1)
+    rows = holdout_rows(20)
+    write_rows(desk.client / "v2_eval.jsonl", [*rows[:4], *rows[12:]])
     desk.track.script = {2: right}
     job = desk.runner().submit("small", 2)
     assert job.verdict is not None
     assert job.verdict.decision == "hold"
-    assert "m1 was switched off" in job.verdict.reason
+    assert "m1 was switched off; its stored answers cover only 4 of the questions" in job.verdict.reason
     assert desk.statuses() == {1: "active", 2: "held"}
 
 

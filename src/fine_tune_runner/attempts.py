@@ -65,7 +65,7 @@ class Attempts:
                     f"run {last.run.run_id} is at its end ({reason}); another attempt: "
                     "the same command with --again"
                 )
-            return msgspec.structs.replace(last.run, max_cost_usd=request.max_cost_usd)
+            return _worded(last.run, request)
         if last and last.state == "running":
             raise RunError(f"run {last.run.run_id} is alive in process {last.pid}")
         if last and last.state == "interrupted" and track_port.ended(last.run) is None:
@@ -73,11 +73,17 @@ class Attempts:
             raise RunError(f"run {run_id} is unfinished: fine-tune resume {run_id}, or cancel it first")
         if reason := track_port.unavailable():
             raise PolicyError(f"Track {choice.track} ({choice.reason}) is not available: {reason}")
+        if last and last.state != "finished" and (going := track_port.pending(last.run)):
+            run_id = last.run.run_id
+            raise RunError(
+                f"run {run_id} {last.state}, but {going}, so nothing new was begun; go on with it: "
+                f"fine-tune resume {run_id}, or stop it: fine-tune cancel {run_id}"
+            )
         # Asked before anything is trained or paid for, though `register` would refuse it as well.
         key = VersionKey(version=dataset.version, track=choice.track)
         edits.check_replaceable(Registry(client.dir, self._clock).entries(), key)
         run = self._new(client, dataset, choice, last.run.attempt + 1 if last else 1)
-        return msgspec.structs.replace(run, max_cost_usd=request.max_cost_usd)
+        return _worded(run, request)
 
     def named(self, run_id: str) -> Run:
         """The run of that name; one that this disk lost is begun again under it, to find what it paid for.
@@ -120,3 +126,13 @@ class Attempts:
                 f"({other[0].run.run_id}); publish v{dataset.version + 1}"
             )
         return [state for state in runs if state.run.track == track]
+
+
+def _worded(run: Run, request: Request) -> Run:
+    """The run with the words of this command; one begun as strict stays so."""
+    return msgspec.structs.replace(
+        run,
+        max_cost_usd=request.max_cost_usd,
+        strict=run.strict or request.strict,
+        answers=request.answers or run.answers,
+    )

@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -26,7 +27,6 @@ from fine_tune_runner.types import (
     Answerer,
     Clock,
     Dataset,
-    Decoding,
     Embedder,
     Estimate,
     EvalReport,
@@ -41,6 +41,9 @@ from fine_tune_runner.types import (
     Verdict,
     VersionKey,
 )
+
+if TYPE_CHECKING:
+    from fine_tune_runner.evaluation.stored import StoredAnswers
 
 Emit = Callable[..., None]
 STATUS_AFTER: Mapping[str, Status] = {"promote": "eval", "refuse": "refused", "hold": "held"}
@@ -183,7 +186,14 @@ class Line:
     def evaluate(self, context: RunContext) -> EvalReport:
         """Model → EvalReport, beside the version in service or, for a first version, the bare base."""
         dataset, entry = context.value(Dataset), context.value(RegistryEntry)
-        return self.measure(dataset, entry, context.run_dir, context.emit, context.check_cancelled)
+        return self.measure(
+            dataset,
+            entry,
+            context.run_dir,
+            context.emit,
+            context.check_cancelled,
+            answers=context.run.answers,
+        )
 
     def measure(
         self,
@@ -192,10 +202,16 @@ class Line:
         run_dir: Path,
         emit: Emit,
         check_cancelled: Callable[[], None] = lambda: None,
+        *,
+        answers: int | None = None,
     ) -> EvalReport:
-        """Ask and score a registered version; raw answers go to `answers/` of the run."""
+        """Ask and score a registered version; raw answers go to `answers/` of the run.
+
+        `answers` to each question count for more than those of config.json.
+        """
         from fine_tune_runner.evaluation.harness import measure
 
+        config = self._client.config.eval
         previous = self._registry.active()
         previous = None if previous is None or previous.key == entry.key else previous
         emit("evaluation started", holdout=Path(dataset.holdout_path).name)
@@ -213,23 +229,44 @@ class Line:
             base=None if previous else self._track_of(entry.track).base(),
             serve=self.serve,
             embedder=self._embedder(),
-            decoding=Decoding(**msgspec.to_builtins(self._client.config.eval)),
+            decoding=config.decoding,
             answers_dir=run_dir / "answers",
             on_reply=on_reply,
             tolerance=self._settings.tolerance,
+            answers=answers or config.answers,
+            stored=None if previous is None else self._stored(previous),
+        )
+
+    def _stored(self, previous: RegistryEntry) -> StoredAnswers | None:
+        """What the version in service answered when it was evaluated; None where it never was."""
+        from fine_tune_runner.evaluation.stored import StoredAnswers
+
+        if previous.evaluation is None:
+            return None
+        return StoredAnswers(
+            path=run_dir_of(self._client, previous)
+            / "answers"
+            / f"{previous.version}-{previous.track}.jsonl",
+            holdout=read.holdout_path(self._client.dir, previous.version),
+            holdout_sha256=previous.holdout_sha256,
+            at=previous.evaluation.at,
         )
 
     def decide(self, context: RunContext) -> Verdict:
         """EvalReport → Verdict, and the score onto the registry entry."""
-        return self.record(context.value(EvalReport), context.run_dir, context.run.who, context.emit)
+        run = context.run
+        report = context.value(EvalReport)
+        return self.record(report, context.run_dir, run.who, context.emit, strict=run.strict)
 
-    def record(self, report: EvalReport, run_dir: Path, who: str, emit: Emit) -> Verdict:
+    def record(
+        self, report: EvalReport, run_dir: Path, who: str, emit: Emit, *, strict: bool = False
+    ) -> Verdict:
         """Judge a report, write it beside the run, and put score and verdict on the registry entry."""
         from fine_tune_runner.evaluation import gate
         from fine_tune_runner.evaluation.report import write_report
 
         tolerance = self._settings.tolerance
-        verdict = gate.decide(report, tolerance)
+        verdict = gate.decide(report, tolerance, strict=strict)
         evaluations = {e.key: e.evaluation for e in self._registry.entries() if e.evaluation}
         if behind := gate.behind_best(report.key, verdict, evaluations, tolerance):
             report = msgspec.structs.replace(report, warnings=(*report.warnings, behind))
@@ -261,9 +298,12 @@ class Line:
 
     def promote(self, context: RunContext) -> RegistryEntry:
         """Verdict → RegistryEntry: active, or refused or held with an alert."""
-        return self.apply(
-            context.value(EvalReport).key, context.value(Verdict), context.run.who, context.emit
-        )
+        from fine_tune_runner.evaluation.report import rewrite_report
+
+        key, verdict = context.value(EvalReport).key, context.value(Verdict)
+        entry = self.apply(key, verdict, context.run.who, context.emit)
+        rewrite_report(context.run_dir)  # written before, it shows this version as not yet in service
+        return entry
 
     def apply(self, key: VersionKey, verdict: Verdict, who: str, emit: Emit) -> RegistryEntry:
         """Do what the verdict says; on a refusal or hold the version in service stays, with an alert."""
@@ -295,6 +335,11 @@ class Line:
                 answerer = stack.enter_context(self._track_of(track).serve(of_track))
                 by_model |= {model.model_id: answerer for model in of_track}
             yield by_model
+
+
+def run_dir_of(client: Client, entry: RegistryEntry) -> Path:
+    """Where the files of a registered version are; one that was registered by hand has no run."""
+    return client.dir / "runs" / (entry.run_id or f"{client.id}-v{entry.version}")
 
 
 def model_of(entry: RegistryEntry) -> Model:

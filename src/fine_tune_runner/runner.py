@@ -21,7 +21,7 @@ from fine_tune_runner.errors import (
     ServingError,
     UsageError,
 )
-from fine_tune_runner.line import Line, model_of
+from fine_tune_runner.line import Line, model_of, run_dir_of
 from fine_tune_runner.policy.track import choose_track
 from fine_tune_runner.ports import TrackPort
 from fine_tune_runner.registry import edits
@@ -30,7 +30,6 @@ from fine_tune_runner.settings import Client, Settings, load_account_state, load
 from fine_tune_runner.types import (
     Clock,
     Dataset,
-    Decoding,
     Embedder,
     Estimate,
     EvalReport,
@@ -222,9 +221,19 @@ class FineTuneRunner:
         return self._line(client, chosen).findings(version, embedder)
 
     def evaluate(
-        self, client_id: str, version: int, track: Track | None = None
+        self,
+        client_id: str,
+        version: int,
+        track: Track | None = None,
+        *,
+        strict: bool = False,
+        answers: int | None = None,
     ) -> tuple[EvalReport, Verdict]:
-        """Score a registered version again, beside the version in service, and store score and verdict."""
+        """Score a registered version again, beside the version in service, and store score and verdict.
+
+        `strict` holds where the evidence for a promotion is weak; `answers` to each question, None: as
+        config.json says.
+        """
         client = load_client(self.settings, client_id)
         entry = self.entry(client_id, version, track)
         dataset = read.load(client, version)
@@ -233,12 +242,12 @@ class FineTuneRunner:
                 f"{dataset.train_path}: its content is not what v{version} was trained on; restore it, "
                 f"or publish v{version + 1}"
             )
-        run_dir = client.dir / "runs" / (entry.run_id or f"{client_id}-v{version}")
+        run_dir = run_dir_of(client, entry)
         run_dir.mkdir(parents=True, exist_ok=True)
         emit = self._emitter(run_dir.name)
         line = self._line(client, entry.track)
-        report = line.measure(dataset, entry, run_dir, emit)
-        return report, line.record(report, run_dir, self.who, emit)
+        report = line.measure(dataset, entry, run_dir, emit, answers=answers)
+        return report, line.record(report, run_dir, self.who, emit, strict=strict)
 
     def register(self, client_id: str, version: int, model_id: str, track: Track) -> RegistryEntry:
         """Put a model that exists already into the registry, unevaluated and out of service."""

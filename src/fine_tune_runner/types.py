@@ -300,6 +300,7 @@ class ScoreCard(msgspec.Struct, frozen=True, kw_only=True):
     per_question: dict[str, float] = {}
     methods: dict[str, int] = {}
     fingerprint: str = ""
+    similarity_questions: int | None = None  # whose answers were held against references (answers.sampled)
     tokens_per_answer: float | None = None  # of whole answers, by the count of who gave them
 
 
@@ -315,7 +316,7 @@ class EvalReport(msgspec.Struct, frozen=True, kw_only=True):
 
     `previous` None with `previous_key` set: the version in service could not be asked (`not_comparable`).
     `left_out` names rows of the other version's training set. `shared` names the only questions that can be
-    compared where the previous version's stored answers stand in for it (given by `stored_at`); empty means all.
+    compared where the previous version's stored answers (of `stored_at`) stand in; empty means all.
     """
 
     client_id: str

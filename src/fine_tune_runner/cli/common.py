@@ -12,7 +12,7 @@ import msgspec
 
 from fine_tune_runner.errors import UsageError
 from fine_tune_runner.runner import FineTuneRunner
-from fine_tune_runner.settings import Settings, load_settings
+from fine_tune_runner.settings import MOST_ANSWERS, Settings, load_settings
 from fine_tune_runner.types import Estimate, Track
 
 MARKS = {
@@ -139,6 +139,23 @@ def poll_option(command: Command) -> Command:
         type=click.FloatRange(min=0, max=3600, min_open=True),
         metavar="SECONDS",
         help="How often to look at a hosted job (60).",
+    )(command)
+
+
+def answers_option(command: Command) -> Command:
+    """`--answers N`, 1 to MOST_ANSWERS."""
+    return click.option(
+        "--answers",
+        type=click.IntRange(1, MOST_ANSWERS),
+        metavar="N",
+        help="Answers to each question; else as many as the gate needs, up to 10.",
+    )(command)
+
+
+def strict_option(command: Command) -> Command:
+    """`--strict`."""
+    return click.option(
+        "--strict", is_flag=True, help="Hold (4) where the evidence for a promotion is weak."
     )(command)
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import click
 
-from fine_tune_runner.cli.common import echo, echo_json, json_option, settings
+from fine_tune_runner.cli.common import echo, echo_json, json_option, settings, strict_option
 from fine_tune_runner.cli.submit import EXIT_CODES
 from fine_tune_runner.runner import minilm
+from fine_tune_runner.settings import MOST_ANSWERS
 from fine_tune_runner.types import Verdict
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -21,7 +22,13 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 )
 @click.option("--holdout", required=True, type=FILE, metavar="H.jsonl", help="The questions both answered.")
 @click.option("--tolerance", type=click.FloatRange(0, 1), metavar="X", help="The drop allowed, such as 0.05.")
-@click.option("--strict", is_flag=True, help="Hold where the evidence for a promotion is weak.")
+@click.option(
+    "--answers",
+    type=click.IntRange(1, MOST_ANSWERS),
+    metavar="N",
+    help="Count the first N answers to each question, and hold where one has fewer.",
+)
+@strict_option
 @click.option("--leave-out", multiple=True, metavar="ID", help="A question not to count; may be repeated.")
 @json_option
 def gate_command(
@@ -29,18 +36,20 @@ def gate_command(
     previous: Path,
     holdout: Path,
     tolerance: float | None,
+    answers: int | None,
     strict: bool,
     leave_out: tuple[str, ...],
     as_json: bool,
 ) -> int:
     """Compare two files of answers to one holdout; asks no model, changes nothing.
 
-    Both are scored again, by the rules of today. Exit code: 0 promote, 3 refuse, 4 hold.
+    Both are scored again by the rules of today; stored scores are not looked at. Exit code: 0 promote,
+    3 refuse, 4 hold.
 
     \b
     Examples:
       fine-tune gate --new A.jsonl --previous B.jsonl --holdout H.jsonl
-      fine-tune gate --new A.jsonl --previous B.jsonl --holdout H.jsonl --strict --json
+      fine-tune gate --new A.jsonl --previous B.jsonl --holdout H.jsonl --answers 5 --strict --json
     """
     from fine_tune_runner.evaluation.answer_sets import gate_answers
 
@@ -52,6 +61,7 @@ def gate_command(
         minilm(machine),
         tolerance=machine.tolerance if tolerance is None else tolerance,
         strict=strict,
+        answers=answers,
         leave_out=leave_out,
     )
     code = EXIT_CODES[verdict.decision]

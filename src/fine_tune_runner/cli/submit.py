@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from fine_tune_runner.cli.common import (
+    answers_option,
     client_option,
     confirm,
     echo,
@@ -15,6 +16,7 @@ from fine_tune_runner.cli.common import (
     poll_option,
     runner,
     settings,
+    strict_option,
     track_option,
     version_option,
     yes_option,
@@ -34,6 +36,8 @@ EXIT_CODES = {"promote": 0, "refuse": 3, "hold": 4}
 @click.option("--max-cost", type=click.FloatRange(min=0), metavar="USD", help="Refuse above this estimate.")
 @click.option("--again", is_flag=True, help="A new attempt at a version that was refused, held or failed.")
 @click.option("--dry-run", is_flag=True, help="Check and estimate only: nothing is sent, trained or written.")
+@answers_option
+@strict_option
 @poll_option
 @yes_option
 @json_option
@@ -45,6 +49,8 @@ def submit_command(
     max_cost: float | None,
     again: bool,
     dry_run: bool,
+    answers: int | None,
+    strict: bool,
     poll_s: float | None,
     yes: bool,
     as_json: bool,
@@ -59,6 +65,7 @@ def submit_command(
       fine-tune submit --client hre --version 3 --track b --dry-run
       fine-tune submit --client hre --version 3 --track a --max-cost 15 --yes
       fine-tune submit --client hre --version 3 --again --json
+      fine-tune submit --client hre --version 3 --answers 10 --strict
     """
     request = Request(
         client_id=client_id,
@@ -67,6 +74,8 @@ def submit_command(
         purpose=purpose,
         max_cost_usd=max_cost,
         again=again,
+        strict=strict,
+        answers=answers,
     )
     if dry_run:
         return preview(request, as_json)

@@ -169,7 +169,9 @@ class Transcript:
                 text = f"{recall} recall, {similarity} cosine sim on the same questions"
                 self._tick("Base model:", text, mark="–", indent=4)
             return
-        label = f"Regression vs v{report['previous_key']['version']}:"
+        key, other = report["key"], report["previous_key"]
+        across = f" on track {other['track']}" if other["track"] != key["track"] else ""
+        label = f"Regression vs v{other['version']}{across}:"
         if verdict["delta"] is None:
             self._tick(label, verdict["reason"], mark="✗", indent=4)
             return

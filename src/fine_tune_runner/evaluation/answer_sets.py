@@ -28,21 +28,23 @@ def gate_answers(
     *,
     tolerance: float = 0.05,
     strict: bool = False,
+    answers: int | None = None,
     leave_out: Collection[str] = (),
 ) -> Verdict:
     """Promote, refuse or hold `new` against `previous`, each a file of `types.Answer` lines.
 
     Every question of the holdout that is not named in `leave_out` needs an answer in both sets, else it
-    holds. The taxonomy is that of the holdout's folder. Raises DataError for a file or line that is wrong.
+    holds; `answers` counts that many of them, and holds where a question has fewer. The taxonomy is that of
+    the holdout's folder. Raises DataError for a file or line that is wrong.
     """
     taxonomy = load_taxonomy(holdout.parent)
     questions = load_holdout(holdout, taxonomy).without(leave_out)
     remembered = Remembered(embedder)
     cards, sets = [], []
     for path in (new, previous):
-        answers = unique(read_answers(path), path)
+        given = counted(unique(read_answers(path), path), answers)
         card, scored = score(
-            as_replies(answers), questions, taxonomy, remembered, Decoding(), label=path.stem, model_id=""
+            as_replies(given), questions, taxonomy, remembered, Decoding(), label=path.stem, model_id=""
         )
         if fault := gate.card_fault(card, questions.measure, card.fingerprint):
             reason = f"{path} is no evidence: {fault}"
@@ -69,6 +71,16 @@ def scores_of(answers: Sequence[Answer]) -> dict[str, list[float]]:
         if value is not None:
             found.setdefault(answer.question_id, []).append(value)
     return found
+
+
+def counted(answers: Sequence[Answer], most: int | None) -> Sequence[Answer]:
+    """The first `most` answers to each question by `k`, without those to a question that has fewer."""
+    if most is None:
+        return answers
+    by_question: dict[str, list[Answer]] = {}
+    for answer in sorted(answers, key=lambda a: a.k):
+        by_question.setdefault(answer.question_id, []).append(answer)
+    return [a for given in by_question.values() if len(given) >= most for a in given[:most]]
 
 
 def unique(answers: Sequence[Answer], path: Path) -> Sequence[Answer]:

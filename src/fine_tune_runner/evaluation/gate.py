@@ -15,6 +15,7 @@ from fine_tune_runner.evaluation.bootstrap import p_worse, smallest_visible_drop
 from fine_tune_runner.types import Decision, EvalReport, Evaluation, Measure, ScoreCard, Verdict, VersionKey
 
 SCHEDULE = (1, 3, 5, 10)  # answers a question; the next stage is asked while the gate is undecided
+FEW = 20  # questions; below it one lost answer alone exceeds the tolerance, so one answer decides nothing
 SURE = 0.10  # strong below this P(worse), or above 1 less this
 LEAST_SHARED = 5  # fewer questions that both can be compared on say nothing
 MOST_FAILED = 0.10  # share of calls; above it the scores rest on chance
@@ -40,6 +41,11 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     def gained(self) -> tuple[str, ...]:
         """Questions on which the new model scores higher."""
         return tuple(q for q, d in self.differences.items() if d > EPSILON)
+
+
+def schedule(questions: int) -> tuple[int, ...]:
+    """Answers a question, stage by stage: below 20 questions it begins with 3 (benchmarks/gate.py)."""
+    return SCHEDULE[1:] if questions < FEW else SCHEDULE
 
 
 def compare(new: Scores, previous: Scores) -> Comparison | str:
@@ -103,7 +109,7 @@ def judge(
     if not _is_tolerance(tolerance):
         compared = f"the tolerance {tolerance} is no fraction"
     if isinstance(compared, str):
-        return Verdict(decision="hold", reason=compared, measure=measure, tolerance=tolerance)
+        return Verdict(decision="hold", reason=compared, measure=measure, tolerance=tolerance, strict=strict)
     differences = list(compared.differences.values())
     worse, low, high = p_worse(differences, tolerance)
     decision: Decision = "promote" if passes(compared.delta, tolerance) else "refuse"
@@ -132,6 +138,7 @@ def judge(
         strength="strong" if strong else "weak",
         smallest_visible_drop=smallest_visible_drop(differences),
         answers_per_question=max(map(len, [*new.values(), *previous.values()])),
+        strict=strict,
     )
 
 
@@ -142,28 +149,24 @@ def decide(report: EvalReport, tolerance: float, *, strict: bool = False) -> Ver
     holds. Raises nothing.
     """
     fault = _fault(report, tolerance)
-    if fault is not None:
-        return _of(report, "hold", fault, tolerance)
-    if report.previous is None:
-        return _of(report, "promote", "first version: nothing in service to compare with", tolerance)
-    new, previous = card_scores(report.new, report.shared), card_scores(report.previous)
-    verdict = judge(new, previous, tolerance, strict=strict, measure=report.measure, than=_name(report))
+    if fault is None and report.previous is not None:
+        new, previous = card_scores(report.new, report.shared), card_scores(report.previous)
+        than = _name(report)
+        if report.shared:
+            when = f" of {report.stored_at:%Y-%m-%d}" if report.stored_at else ""
+            than += f", by its stored answers{when} to {len(report.shared)} shared questions"
+        verdict = judge(new, previous, tolerance, strict=strict, measure=report.measure, than=than)
+        verdict = msgspec.structs.replace(verdict, answers_per_question=report.answers_per_question)
+    else:
+        verdict = Verdict(
+            decision="promote" if fault is None else "hold",
+            reason=fault or "first version: nothing in service to compare with",
+            measure=report.measure,
+            tolerance=tolerance,
+            strict=strict,
+        )
     return msgspec.structs.replace(
-        verdict,
-        compared_with=report.previous_key,
-        holdout_sha256=report.holdout_sha256,
-        answers_per_question=report.answers_per_question,
-    )
-
-
-def _of(report: EvalReport, decision: Decision, reason: str, tolerance: float) -> Verdict:
-    return Verdict(
-        decision=decision,
-        reason=reason,
-        measure=report.measure,
-        tolerance=tolerance,
-        compared_with=report.previous_key,
-        holdout_sha256=report.holdout_sha256,
+        verdict, compared_with=report.previous_key, holdout_sha256=report.holdout_sha256
     )
 
 
@@ -191,12 +194,18 @@ def behind_best(
 ) -> str | None:
     """A warning where small steps down, each within the tolerance, add up to more than it; else None.
 
-    `evaluations` are the registry's. Each stored change was measured on one set of questions, so the changes
-    from the best version to this one are added up; scores of different holdouts are never compared.
+    `evaluations` are the registry's. Each stored change was measured on one set of questions by one scorer,
+    so the changes from the best version to this one are added up, as far back as they have the same measure;
+    scores with different fingerprints are never compared, and the warning says what the sum is.
     """
     total, worst, best = 0.0, 0.0, key
     step, seen = verdict, {key}
-    while step.compared_with is not None and step.delta is not None and step.compared_with not in seen:
+    while (
+        step.compared_with is not None
+        and step.delta is not None
+        and step.compared_with not in seen
+        and step.measure == verdict.measure
+    ):
         total += step.delta
         seen.add(step.compared_with)
         if total < worst:
@@ -208,8 +217,8 @@ def behind_best(
         return None
     return (
         f"v{key.version} (track {key.track}) is {100 * -worst:.0f} points below v{best.version} "
-        f"(track {best.track}), the best so far, by steps that were measured one by one; "
-        "consider a rollback to it"
+        f"(track {best.track}), the best so far, by steps that were measured one by one, each on the holdout "
+        "of its day; the two were not compared. Consider a rollback to it"
     )
 
 
@@ -222,8 +231,9 @@ def card_fault(card: ScoreCard, measure: Measure, fingerprint: str) -> str | Non
         return f"{missing} of {card.questions} questions have no answer ({card.failed} calls failed)"
     if card.failed > MOST_FAILED * (card.failed + card.answers):
         return f"{card.failed} of {card.failed + card.answers} calls failed; evaluate again"
-    if card.fingerprint and card.fingerprint != fingerprint:
-        return f"scored as {card.fingerprint}, expected as {fingerprint}; score the answers again"
+    if card.fingerprint != fingerprint:
+        was = card.fingerprint or "nobody knows"
+        return f"scored as {was}, expected as {fingerprint}; score the answers again"
     pooled = {"recall": card.recall, "contrast": card.contrast, "similarity": card.similarity}[measure]
     if pooled is None or not _is_score(pooled):
         return f"its {measure} is {pooled}"

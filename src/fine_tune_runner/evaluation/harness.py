@@ -15,14 +15,15 @@ import msgspec
 from fine_tune_runner.dataset.read import holdout_path, train_path
 from fine_tune_runner.dataset.taxonomy import Taxonomy, load_taxonomy
 from fine_tune_runner.dataset.validate import leaked
-from fine_tune_runner.errors import MissingModel, ServingError
+from fine_tune_runner.errors import DataError, MissingModel, ServingError
 from fine_tune_runner.evaluation.answers import OnReply as OnCount
 from fine_tune_runner.evaluation.answers import collect, fingerprint, score, write_answers
-from fine_tune_runner.evaluation.gate import LEAST_SHARED, SCHEDULE, card_scores, undecided
-from fine_tune_runner.evaluation.holdout import Holdout, load_holdout
+from fine_tune_runner.evaluation.gate import LEAST_SHARED, card_scores, schedule, undecided
+from fine_tune_runner.evaluation.holdout import Holdout, edited, load_holdout
 from fine_tune_runner.evaluation.repeats import collect_repeats
 from fine_tune_runner.evaluation.similarity import Remembered
-from fine_tune_runner.evaluation.stored import stored_replies
+from fine_tune_runner.evaluation.stored import StandIn, StoredAnswers, stand_in
+from fine_tune_runner.evaluation.vectors import vectors_path
 from fine_tune_runner.settings import Client
 from fine_tune_runner.types import (
     Answerer,
@@ -38,6 +39,7 @@ from fine_tune_runner.types import (
 
 Serve = Callable[[Sequence[Model]], AbstractContextManager[Mapping[str, Answerer]]]
 OnReply = Callable[[str, int, int], None]  # (label of the model, answers so far, answers in all)
+NAMED = 10  # rows that one warning names
 
 
 class Scorer:
@@ -54,7 +56,7 @@ class Scorer:
     ) -> None:
         self.holdout = holdout
         self._taxonomy = taxonomy
-        self._embedder = Remembered(embedder)  # both models are held against the same references
+        self._embedder = embedder
         self._decoding = decoding
         self._answers_dir = answers_dir
         self._on_reply = on_reply
@@ -64,12 +66,16 @@ class Scorer:
     @property
     def fingerprint(self) -> str:
         """What the scores depend on beside the model."""
+        return self.fingerprint_on(self.holdout.sha256)
+
+    def fingerprint_on(self, holdout_sha256: str) -> str:
+        """What it would be on another holdout."""
         return fingerprint(
             embedder=self._embedder.fingerprint,
             decoding=self._decoding,
             system_prompt=self.holdout.system_prompt,
             taxonomy=self._taxonomy,
-            holdout_sha256=self.holdout.sha256,
+            holdout_sha256=holdout_sha256,
         )
 
     def card(self, answerers: Mapping[str, Answerer], model: Model, name: str, k: int) -> ScoreCard:
@@ -137,38 +143,31 @@ def measure(
     on_reply: OnReply,
     tolerance: float = 0.05,
     answers: int | None = None,
-    previous_run_dir: Path | None = None,
+    stored: StoredAnswers | None = None,
 ) -> EvalReport:
     """Score `new` beside `previous`, or beside `base` for a first version, on the data set's holdout.
 
-    `answers` a question; None is 1 to 10, until the gate is decided. `previous_run_dir` holds answers to fall
-    back on where `previous` cannot be called. Raises ServingError where the new model cannot be asked.
+    `answers` a question; None is up to 10, until the gate is decided. `stored` are answers to fall back on
+    where `previous` cannot be called. Raises ServingError where the new model cannot be asked.
     """
     taxonomy = load_taxonomy(client.dir)
-    path = holdout_path(client.dir, dataset.version)
-    holdout = load_holdout(path, taxonomy, dataset.system_prompt)
-    left_out: tuple[str, ...] = ()
+    whole = load_holdout(holdout_path(client.dir, dataset.version), taxonomy, dataset.system_prompt)
+    holdout, left_out = _without_leaked(client, dataset, whole, previous)
     not_comparable = None
-    if previous is not None:
-        other_train = train_path(client.dir, previous[0].version)
-        left_out = leaked(path, other_train) if other_train.is_file() else ()
-        holdout = holdout.without(left_out)
-        if left_out and len(holdout.questions) < LEAST_SHARED:
-            not_comparable = (
-                f"{len(left_out)} holdout rows are in the training set of v{previous[0].version}, "
-                f"{len(holdout.questions)} are left; publish a holdout of its own"
-            )
-    scorer = Scorer(holdout, taxonomy, embedder, decoding, answers_dir, on_reply)
+    if previous and left_out and len(holdout.questions) < LEAST_SHARED:
+        not_comparable = (
+            f"{len(left_out)} holdout rows are in the training set of v{previous[0].version}, "
+            f"{len(holdout.questions)} are left; publish a holdout of its own"
+        )
+    remembered = Remembered(embedder, vectors_path(client.dir))
+    scorer = Scorer(holdout, taxonomy, remembered, decoding, answers_dir, on_reply)
     other = (_name(previous[0]), previous[1]) if previous else ("base", base) if base else None
-    stored: tuple[Reply, ...] = ()
-    if previous is not None and previous_run_dir is not None:
-        old_path = holdout_path(client.dir, previous[0].version)
-        kept = previous_run_dir / "answers" / f"{_name(previous[0])}.jsonl"
-        stored = stored_replies(kept, old_path, holdout, taxonomy)
+    stood_in = stand_in(stored, holdout, taxonomy) if previous and stored else StandIn()
     comparable = previous is not None and not_comparable is None
-    stages = stages_of(answers, decoding) if comparable else (answers or 1,)
+    stages = stages_of(answers, decoding, len(holdout.questions)) if comparable else (answers or 1,)
     with _loaded(serve, new, other[1] if other else None) as (answerers, fault):
-        pair = _until_decided(scorer, answerers, (_name(key), new), other, fault, stored, stages, tolerance)
+        pair = _until_decided(scorer, answerers, (_name(key), new), other, fault, stood_in, stages, tolerance)
+    remembered.keep()
     return EvalReport(
         client_id=client.id,
         key=key,
@@ -183,20 +182,66 @@ def measure(
         left_out=left_out,
         not_comparable=not_comparable or (pair.fault if previous and not pair.shared else None),
         shared=pair.shared,
+        stored_at=stored.at if stored and pair.shared else None,
         answers_per_question=pair.answers,
         warnings=(
-            f"{pair.fault}; its stored answers to {len(pair.shared)} shared questions were scored again",
-        )
-        if pair.shared
-        else (),
+            *_edited(client, dataset, holdout, taxonomy, previous[0] if previous else None),
+            *_stood_in_for(pair, stored, stood_in, scorer),
+        ),
     )
 
 
-def stages_of(answers: int | None, decoding: Decoding) -> Sequence[int]:
+def stages_of(answers: int | None, decoding: Decoding, questions: int) -> Sequence[int]:
     """Answers a question, stage by stage; at temperature 0 repeats would change nothing."""
     if answers is not None:
         return (answers,)
-    return SCHEDULE if decoding.temperature > 0 else SCHEDULE[:1]
+    return schedule(questions) if decoding.temperature > 0 else (1,)
+
+
+def _without_leaked(
+    client: Client, dataset: Dataset, holdout: Holdout, previous: tuple[VersionKey, Model] | None
+) -> tuple[Holdout, tuple[str, ...]]:
+    """The holdout less the rows that the previous version was trained on, and the ids of those."""
+    other_train = train_path(client.dir, previous[0].version) if previous else None
+    if other_train is None or not other_train.is_file():
+        return holdout, ()
+    left_out = leaked(holdout_path(client.dir, dataset.version), other_train)
+    return holdout.without(left_out), left_out
+
+
+def _edited(
+    client: Client, dataset: Dataset, holdout: Holdout, taxonomy: Taxonomy, previous: VersionKey | None
+) -> tuple[str, ...]:
+    """A warning that names the rows which the previous version's holdout has with another right answer."""
+    if previous is None or previous.version == dataset.version:
+        return ()
+    path, old_path = (holdout_path(client.dir, version) for version in (dataset.version, previous.version))
+    try:
+        old = load_holdout(old_path, taxonomy) if old_path.is_file() else None
+    except DataError:
+        return ()  # the data check's business, when that version was submitted
+    rows = edited(holdout, old) if old else ()
+    if not rows:
+        return ()
+    named = [f"line {q.line} ({q.id}; line {was.line} there)" for q, was in rows[:NAMED]]
+    more = f" and {len(rows) - NAMED} more" if len(rows) > NAMED else ""
+    return (
+        f"{path} asks questions of {old_path} with another reference or label: {', '.join(named)}{more}; "
+        "earlier scores on them do not compare with those of today",
+    )
+
+
+def _stood_in_for(
+    pair: Pair, stored: StoredAnswers | None, stood_in: StandIn, scorer: Scorer
+) -> tuple[str, ...]:
+    if not pair.shared or stored is None:
+        return ()
+    same = stood_in.fingerprints == {scorer.fingerprint_on(stored.holdout_sha256 or "")}
+    otherwise = "" if same else ", and had been asked or scored in another way (fingerprint) than today"
+    return (
+        f"{pair.fault}; its answers of {stored.at:%Y-%m-%d} to {len(pair.shared)} shared questions were "
+        f"scored again in its place{otherwise}",
+    )
 
 
 def _until_decided(
@@ -205,7 +250,7 @@ def _until_decided(
     new: tuple[str, Model],
     other: tuple[str, Model] | None,
     fault: str | None,
-    stored: Sequence[Reply],
+    stored: StandIn,
     stages: Sequence[int],
     tolerance: float,
 ) -> Pair:
@@ -218,19 +263,15 @@ def _until_decided(
             other_card = scorer.card(answerers, other[1], other[0], k)
             if other_card.answers == 0:
                 fault, other_card = f"{other[1].model_id} answered no question", None
-        if other is not None and fault is not None and stored:
-            other_card, shared = _stood_in(scorer.judged(stored, other[0], other[1]))
-            if len(shared) < LEAST_SHARED:
-                fault = f"{fault}; stored answers of it cover only {len(shared)} of the questions"
-                other_card, shared = None, ()
+        if other is not None and fault is not None:
+            if len({reply.question_id for reply in stored.replies}) < LEAST_SHARED:
+                return Pair(new=card, other=None, answers=k, fault=f"{fault}; {stored.fault}")
+            other_card = scorer.judged(stored.replies, other[0], other[1])
+            shared = tuple(other_card.per_question)
+            other_card = msgspec.structs.replace(other_card, questions=len(shared))
         if other_card is None or not undecided(card_scores(card, shared), card_scores(other_card), tolerance):
             break
     return Pair(new=card, other=other_card, answers=k, shared=shared, fault=fault)
-
-
-def _stood_in(card: ScoreCard) -> tuple[ScoreCard, tuple[str, ...]]:
-    shared = tuple(card.per_question)
-    return msgspec.structs.replace(card, questions=len(shared)), shared
 
 
 def _name(key: VersionKey) -> str:

@@ -23,7 +23,8 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     """One holdout row: the turns to send, the reference answer, and the cause it stands for.
 
     `accept` holds labels that are right as well, `reject` labels that never are; `aliases` and `denials` are
-    further wordings of the right cause and of rejected ones. `labelled` says where `label` came from.
+    further wordings of the right cause and of rejected ones. `labelled` says where `label` came from, `line`
+    where the row stands in its file, from 1.
     """
 
     id: str
@@ -35,6 +36,13 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     aliases: tuple[str, ...] = ()
     reject: tuple[str, ...] = ()
     denials: tuple[str, ...] = ()
+    line: int = 0
+
+    @property
+    def turns(self) -> tuple[Message, ...]:
+        """What makes it the same question in another holdout: its messages without the system prompt."""
+        plain = (msgspec.structs.replace(m, weight=None) for m in self.messages if m.role != "system")
+        return tuple(plain)
 
     @property
     def text(self) -> str:
@@ -96,6 +104,18 @@ def load_holdout(path: Path, taxonomy: Taxonomy, system_prompt: str | None = Non
     )
 
 
+def edited(new: Holdout, old: Holdout) -> tuple[tuple[Question, Question], ...]:
+    """(row in `new`, row in `old`) of each question that both ask, but with another reference or labels."""
+    before = {question.turns: question for question in old.questions}
+    shared = [(q, before[q.turns]) for q in new.questions if q.turns in before]
+    return tuple((q, was) for q, was in shared if _counts_as_right(q) != _counts_as_right(was))
+
+
+def _counts_as_right(question: Question) -> tuple[object, ...]:
+    q = question
+    return q.reference, q.label, *map(frozenset, (q.accept, q.aliases, q.reject, q.denials))
+
+
 def measure_of(questions: Collection[Question]) -> Measure:
     """Recall where every question has a label; contrast where there are two causes to tell apart."""
     if questions and all(q.label for q in questions):
@@ -128,6 +148,7 @@ def _question(example: Example, row_id: str, taxonomy: Taxonomy, system_prompt: 
         aliases=(*(labels.aliases if labels else ()), *accept_words),
         reject=reject,
         denials=reject_words,
+        line=example.line,
     )
 
 

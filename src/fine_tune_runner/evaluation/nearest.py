@@ -7,6 +7,7 @@ cause (facts/evaluation.md).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,18 +22,23 @@ if TYPE_CHECKING:
 
 
 class CauseIndex:
-    """Every cause of a taxonomy embedded once, by definition and by each name; implements recall.Nearest."""
+    """Every cause of a taxonomy by definition and by each name, embedded at the first answer that no rule
+    could read; implements recall.Nearest.
+    """
 
     def __init__(self, taxonomy: Taxonomy, embedder: Embedder) -> None:
         self._embedder = embedder
         self._labels: list[str] = []
-        texts: list[str] = []
+        self._texts: list[str] = []
         for cause in taxonomy.causes.values():
             for text in (cause.label.replace("_", " "), cause.definition, *cause.aliases):
                 if text:
                     self._labels.append(cause.label)
-                    texts.append(text)
-        self._texts_ND = embedder.embed(texts)
+                    self._texts.append(text)
+
+    @cached_property
+    def _vectors(self) -> NDArray[np.float32]:
+        return self._embedder.embed(self._texts)
 
     def __call__(self, text: str, question: Question) -> Mapping[str, float]:
         """Cosine to the nearest text of each cause, and under ECHO to the question's own words."""
@@ -40,7 +46,7 @@ class CauseIndex:
         vectors = self._embedder.embed([text, *own])
         nearest = {ECHO: float(vectors[0] @ vectors[1])}
         labels = self._labels + [question.label or ""] * (len(own) - 1)
-        cosines = np.concatenate([self._texts_ND @ vectors[0], vectors[2:] @ vectors[0]])
+        cosines = np.concatenate([self._vectors @ vectors[0], vectors[2:] @ vectors[0]])
         for label, cosine in zip(labels, cosines, strict=True):
             nearest[label] = max(nearest.get(label, -1.0), float(cosine))
         return nearest

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fine_tune_runner.errors import MissingModel
+from fine_tune_runner.evaluation.vectors import load_vectors, save_vectors, text_key
 from fine_tune_runner.files import sha256_file
 from fine_tune_runner.types import Embedder
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 # tokenizer.json truncates at 128, which cuts long right answers (.47 instead of .60, facts/evaluation.md).
 MAX_TOKENS = 256
-BATCH = 16
+BATCH = 8  # wider batches are slower on a CPU: their activations leave its cache
 _BLOCK = 512  # references compared at once, so that 10,000 of them need megabytes
 
 
@@ -92,11 +93,14 @@ class MiniLM:
 
 
 class Remembered:
-    """types.Embedder that computes each text once; for one evaluation, whose references and causes recur."""
+    """types.Embedder that computes each text once: for one evaluation, whose references and causes recur, and
+    with `path` for the next ones too (vectors.py).
+    """
 
-    def __init__(self, embedder: Embedder) -> None:
+    def __init__(self, embedder: Embedder, path: Path | None = None) -> None:
         self._embedder = embedder
-        self._vectors: dict[str, NDArray[np.float32]] = {}
+        self._path = path
+        self._used: dict[bytes, NDArray[np.float32]] = {}
 
     @property
     def fingerprint(self) -> str:
@@ -105,12 +109,24 @@ class Remembered:
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """[n texts, d], rows of length 1."""
-        fresh = [text for text in dict.fromkeys(texts) if text not in self._vectors]
+        by_key = {text_key(text): text for text in texts}
+        self._used.update((key, self._kept[key]) for key in by_key.keys() - self._used if key in self._kept)
+        fresh = [key for key in by_key if key not in self._used]
         if fresh:
-            self._vectors.update(zip(fresh, self._embedder.embed(fresh), strict=True))
+            found = self._embedder.embed([by_key[key] for key in fresh])
+            self._used.update(zip(fresh, found, strict=True))
         if not texts:
             return self._embedder.embed(texts)
-        return np.stack([self._vectors[text] for text in texts])
+        return np.stack([self._used[text_key(text)] for text in texts])
+
+    def keep(self) -> None:
+        """Write what is known to `path`: what this evaluation used before what it did not."""
+        if self._path is not None and self._used.keys() - self._kept:
+            save_vectors(self._path, self.fingerprint, self._used | self._kept)
+
+    @cached_property
+    def _kept(self) -> dict[bytes, NDArray[np.float32]]:
+        return load_vectors(self._path, self.fingerprint) if self._path else {}
 
 
 def floor(references_ND: NDArray[np.float32]) -> float | None:

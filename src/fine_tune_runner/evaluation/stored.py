@@ -1,11 +1,13 @@
 """Stored answers of a version that cannot be called any more, as replies to the questions of a new holdout.
 
-A question is shared where its turns are the same in both holdouts, whatever its id; knows no model.
+A question is shared where its turns are the same in both holdouts, whatever its id. Scores are never taken
+over: the caller scores the texts again. Knows no model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 
 import msgspec
@@ -13,24 +15,52 @@ import msgspec
 from fine_tune_runner.dataset.taxonomy import Taxonomy
 from fine_tune_runner.errors import DataError
 from fine_tune_runner.evaluation.answers import read_answers
-from fine_tune_runner.evaluation.holdout import Holdout, Question, load_holdout
-from fine_tune_runner.types import Answer, Message, Reply
+from fine_tune_runner.evaluation.holdout import Holdout, load_holdout
+from fine_tune_runner.types import Answer, Reply
 
 
-def stored_replies(path: Path, old_holdout: Path, holdout: Holdout, taxonomy: Taxonomy) -> tuple[Reply, ...]:
-    """Replies in the file `path`, given to `old_holdout`, to the questions that `holdout` has too.
+class StoredAnswers(msgspec.Struct, frozen=True, kw_only=True):
+    """The file of a version's answers, the holdout of that content that they were given to, and when."""
 
-    Empty where either file is missing or broken: then there is no evidence.
+    path: Path
+    holdout: Path
+    holdout_sha256: str | None
+    at: datetime
+
+
+class StandIn(msgspec.Struct, frozen=True, kw_only=True):
+    """Replies that may stand in for a model, by the ids of the new holdout; `fault` is why there are none.
+
+    `fingerprints` are those that the answers carried: how they were drawn and scored then.
     """
-    if not path.is_file() or not old_holdout.is_file():
-        return ()
+
+    replies: tuple[Reply, ...] = ()
+    fault: str = "nothing it answered is stored"
+    fingerprints: frozenset[str] = frozenset()
+
+
+def stand_in(stored: StoredAnswers, holdout: Holdout, taxonomy: Taxonomy) -> StandIn:
+    """The stored replies to the questions that `holdout` has too; failed calls are no answers.
+
+    None where a file is missing or broken, or where the old holdout is not the one that was answered: an id
+    may stand for another question by now. Raises nothing.
+    """
+    if not stored.path.is_file() or not stored.holdout.is_file():
+        return StandIn()
     try:
-        answers, old = read_answers(path), load_holdout(old_holdout, taxonomy)
-    except DataError:
-        return ()
-    new_id = {_turns(question): question.id for question in holdout.questions}
-    shared = {q.id: new_id[_turns(q)] for q in old.questions if _turns(q) in new_id}
-    return as_replies([a for a in answers if a.question_id in shared], shared)
+        answers, old = read_answers(stored.path), load_holdout(stored.holdout, taxonomy)
+    except DataError as error:
+        return StandIn(fault=f"its stored answers cannot be read: {error}")
+    if stored.holdout_sha256 != old.sha256:
+        return StandIn(fault=f"{stored.holdout} was changed since its stored answers were given")
+    new_id = {question.turns: question.id for question in holdout.questions}
+    shared = {q.id: new_id[q.turns] for q in old.questions if q.turns in new_id}
+    kept = [a for a in answers if a.question_id in shared and a.text is not None]
+    return StandIn(
+        replies=as_replies(kept, shared),
+        fault=f"its stored answers cover only {len({shared[a.question_id] for a in kept})} of the questions",
+        fingerprints=frozenset(a.fingerprint for a in kept),
+    )
 
 
 def as_replies(answers: Sequence[Answer], ids: dict[str, str] | None = None) -> tuple[Reply, ...]:
@@ -41,14 +71,7 @@ def as_replies(answers: Sequence[Answer], ids: dict[str, str] | None = None) -> 
             k=a.k,
             text=a.text,
             error=a.error if a.text is None else None,
+            tokens=a.tokens,
         )
         for a in answers
-    )
-
-
-def _turns(question: Question) -> tuple[Message, ...]:
-    return tuple(
-        msgspec.structs.replace(message, weight=None)
-        for message in question.messages
-        if message.role != "system"
     )

@@ -1,0 +1,91 @@
+"""Stored answers of a version that was switched off: when they stand in, and when nothing can be said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tests.told_models import RIGHT, WRONG, Models, always, first, old_run, report, write_holdout
+
+from fine_tune_runner.evaluation.gate import decide
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_holdout(tmp_path, 2, [f"q{i}" for i in range(10)])
+    return tmp_path
+
+
+def test_stored_answers_stand_in_for_a_version_that_was_switched_off(folder: Path) -> None:
+    stored = old_run(folder, ["q1", "q3", "q5", "q7", "q8", "elsewhere"], always(RIGHT))
+    found = report(folder, Models(new=first(6)), stored=stored)
+    assert found.shared == ("v2-q1", "v2-q3", "v2-q5", "v2-q7", "v2-q8")
+    verdict = decide(found, 0.05)
+    # q1, q3, q5 right, q7 and q8 wrong, against five right ones.
+    assert (verdict.decision, verdict.new, verdict.previous) == ("refuse", pytest.approx(0.6), 1.0)
+    assert found.new.recall == 0.6  # over all ten questions
+    assert "old was switched off; its answers of 2026-11-20 to 5 shared questions were" in found.warnings[0]
+    assert "of v1 (track B), by its stored answers of 2026-11-20 to 5 shared questions" in verdict.reason
+
+
+def test_stored_answers_are_used_where_every_call_fails(folder: Path) -> None:
+    stored = old_run(folder, [f"q{i}" for i in range(10)], first(5))
+    found = report(folder, Models(new=always(RIGHT), old=lambda q, k: None), stored=stored)
+    assert len(found.shared) == 10
+    assert decide(found, 0.05).decision == "promote"
+
+
+def test_under_five_shared_questions_it_holds(folder: Path) -> None:
+    stored = old_run(folder, ["q1", "q3", "q5", "q7"], always(WRONG))
+    found = report(folder, Models(new=always(RIGHT)), stored=stored)
+    verdict = decide(found, 0.05)
+    assert (found.previous, verdict.decision) == (None, "hold")
+    assert "cover only 4 of the questions" in verdict.reason
+
+
+def test_a_broken_file_of_stored_answers_holds(folder: Path) -> None:
+    stored = old_run(folder, [f"q{i}" for i in range(10)], always(WRONG))
+    stored.path.write_text("{}\n")
+    verdict = decide(report(folder, Models(new=always(RIGHT)), stored=stored), 0.05)
+    assert verdict.decision == "hold"
+    assert "old was switched off; its stored answers cannot be read: " in verdict.reason
+    assert "1-B.jsonl line 1" in verdict.reason
+
+
+def test_a_version_that_answers_nothing_and_left_nothing_holds(folder: Path) -> None:
+    found = report(folder, Models(new=always(RIGHT), old=lambda q, k: None))
+    assert decide(found, 0.05).reason == "old answered no question; nothing it answered is stored"
+
+
+def test_answers_to_a_holdout_that_was_changed_since_hold(folder: Path) -> None:
+    """An id may stand for another question by now."""
+    stored = old_run(folder, [f"q{i}" for i in range(10)], always(WRONG))
+    write_holdout(folder, 1, [f"q{i}" for i in range(9, -1, -1)])
+    verdict = decide(report(folder, Models(new=always(RIGHT)), stored=stored), 0.05)
+    assert verdict.decision == "hold"
+    assert "v1_eval.jsonl was changed since" in verdict.reason
+
+
+@pytest.mark.parametrize(("system_prompt", "said"), [("You are an expert.", False), ("Another.", True)])
+def test_answers_that_were_asked_for_in_another_way_are_said_to_be(
+    folder: Path, system_prompt: str, said: bool
+) -> None:
+    stored = old_run(folder, [f"q{i}" for i in range(10)], always(RIGHT), system_prompt)
+    found = report(folder, Models(new=always(RIGHT)), stored=stored)
+    assert ("in another way (fingerprint)" in found.warnings[0]) is said
+
+
+def test_scores_on_record_are_not_taken_over(folder: Path) -> None:
+    stored = old_run(folder, [f"q{i}" for i in range(10)], first(5))
+    lines = stored.path.read_bytes().replace(b'"score":1.0', b'"score":0.0')
+    stored.path.write_bytes(lines)
+    found = report(folder, Models(new=always(RIGHT)), stored=stored)
+    assert found.previous is not None
+    assert found.previous.recall == 0.5
+
+
+def test_failed_calls_among_stored_answers_are_no_answers(folder: Path) -> None:
+    failing = old_run(folder, [f"q{i}" for i in range(10)], lambda q, k: RIGHT if int(q[-1]) > 3 else None)
+    found = report(folder, Models(new=always(RIGHT)), stored=failing)
+    assert found.shared == tuple(f"v2-q{i}" for i in range(4, 10))
+    assert decide(found, 0.05).decision == "promote"
