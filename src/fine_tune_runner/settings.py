@@ -21,6 +21,7 @@ from fine_tune_runner.errors import ConfigError, UsageError
 from fine_tune_runner.types import Decoding, T, Track
 
 CLIENT_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+NOTIFY = re.compile(r"\$FINE_TUNE_NOTIFY_[A-Z0-9_]+")
 DEFAULT_BASE = "smollm2"
 MOST_ANSWERS = 100  # to one question; what more of them say is less than one more question
 
@@ -109,7 +110,7 @@ class ClientConfig(msgspec.Struct, frozen=True, kw_only=True):
     training: TrainingConfig = TrainingConfig()
     eval: EvalConfig = EvalConfig()
     allow_secrets: dict[str, str] = {}  # check: reason, for a secret that is meant to be in the data
-    notify: Any = None
+    notify: tuple[Secret, ...] = ()  # apprise addresses, or $FINE_TUNE_NOTIFY_… that hold one each
 
     @property
     def is_sensitive(self) -> bool:
@@ -139,6 +140,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     tolerance: float
     poll_s: float = 60.0  # seconds between two looks at a hosted job
     database_url: Secret | None = None  # of the engine; None: SQLite beside the data
+    notify: dict[str, Secret] = {}  # FINE_TUNE_NOTIFY_… by name, for `notify` of a config.json
     sources: dict[str, str]
 
 
@@ -273,7 +275,13 @@ def load_settings(env: Mapping[str, str], cwd: Path | None = None) -> Settings:
             wrong.append(f"{shown} ({source}): {error}")
     if wrong:
         raise ConfigError("\n".join(wrong))
-    return Settings(**values, sources=sources)
+    notify = {
+        name: Secret(text)
+        for source in (dotenv, env)
+        for name, text in source.items()
+        if NOTIFY.fullmatch(f"${name}") and text
+    }
+    return Settings(**values, notify=notify, sources=sources)
 
 
 def _read_dotenv(path: Path) -> Mapping[str, str | None]:
@@ -386,11 +394,23 @@ def read_json(path: Path, kind: type[T], remedy: str) -> T:
     if data.startswith(b"\xef\xbb\xbf"):
         raise ConfigError(f"{path} line 1: begins with a byte order mark; save it as UTF-8 without BOM")
     try:
-        return msgspec.json.decode(data, type=kind)
+        return msgspec.json.decode(data, type=kind, dec_hook=_secret)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{path}: {error}; correct the value") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid JSON: {error}") from None
+
+
+def _secret(kind: type[Any], value: Any) -> Secret:
+    """A secret of config.json, which is an address; ValueError that repeats nothing of it."""
+    if kind is not Secret or not isinstance(value, str):
+        raise ValueError("expected a text")
+    if not NOTIFY.fullmatch(value) and not re.match(r"[a-z][a-z0-9+.-]*://\S", value):
+        raise ValueError(
+            "expected an address such as mailto://... or json://..., or the name of a variable that holds "
+            "one, such as $FINE_TUNE_NOTIFY_TEAM"
+        )
+    return Secret(value)
 
 
 def client_ids(settings: Settings) -> list[str]:
