@@ -41,7 +41,7 @@ _MLX_KINDS = {"dora": "DoRA", "full": "full fine-tuning"}
 
 @dataclass(frozen=True)
 class Pair:
-    """The update of one linear is `scale * b @ a`: `a` is [rank, in], `b` [out, rank], in transformers' order."""
+    """The update of a linear is `scale * b @ a`: `a` [rank, in], `b` [out, rank], in transformers' order."""
 
     a: NDArray[np.float32]
     b: NDArray[np.float32]
@@ -62,7 +62,7 @@ def read_adapter(folder: Path) -> AdapterWeights:
     """Read adapter_config.json and the weights beside it, PEFT's or mlx-lm's.
 
     The scale is alpha / r, with rsLoRA alpha / sqrt(r) (Kalajdzievski 2023), in mlx-lm its own `scale`.
-    Raises TrainingError naming what GGUF cannot hold (DoRA, bias, lm_head and embedding LoRA …) or what is missing.
+    Raises TrainingError naming what GGUF cannot hold (DoRA, bias, lm_head and embedding LoRA …).
     """
     config = _read(folder / "adapter_config.json")
     is_mlx = "lora_parameters" in config or "fine_tune_type" in config
