@@ -76,6 +76,7 @@ class Scripted:
         self.trained: list[int] = []
         self.reason: str | None = None
         self.end: str | None = None
+        self.elsewhere: str | None = None
         self.cancelled: list[str] = []
         self.forgotten: list[str] = []
 
@@ -134,6 +135,9 @@ class Scripted:
 
     def ended(self, run: Run) -> str | None:
         return self.end
+
+    def pending(self, run: Run) -> str | None:
+        return self.elsewhere
 
     def cancel(self, run: Run) -> str | None:
         self.cancelled.append(run.run_id)

@@ -333,6 +333,22 @@ def test_a_run_at_its_end_points_to_another_attempt(desk: Desk) -> None:
     assert desk.runner().submit("small", 1, again=True).run_id[-2:] == "-2"
 
 
+def test_another_attempt_waits_while_a_failed_one_may_still_cost_elsewhere(desk: Desk) -> None:
+    desk.track.script = {}
+    with pytest.raises(ServingError):
+        desk.runner().submit("small", 1)
+    (run,) = desk.client.glob("runs/*")
+    desk.track.elsewhere = 'its job ftjob-1 is "running" at OpenAI'
+    with pytest.raises(
+        RunError,
+        match=f"failed, but its job .* fine-tune resume {run.name}, or .* fine-tune cancel {run.name}",
+    ):
+        desk.runner().submit("small", 1, again=True)
+    desk.track.elsewhere = None
+    desk.track.script = {0: wrong, 1: right}
+    assert desk.runner().submit("small", 1, again=True).run_id[-2:] == "-2"
+
+
 def test_cancel_stops_what_goes_on_elsewhere_and_says_what_is_true_there(desk: Desk) -> None:
     desk.track.cost_usd = 12.5
     with pytest.raises(Interrupted):

@@ -1,11 +1,11 @@
 """What `fine-tune doctor` sees over all clients: models in service and their ends, and what nobody watches.
 
-Reads registries, runs and, where a key is there, what the providers list; it changes nothing.
+Reads registries, runs and, where a key is there, what the providers list; looking changes nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import Literal
@@ -13,17 +13,23 @@ from typing import Literal
 import msgspec
 
 from fine_tune_runner.errors import RunnerError
-from fine_tune_runner.hosted.doctor import Unwatched, in_doubt, in_service, unwatched
+from fine_tune_runner.hosted.doctor import Unwatched, exposed, in_doubt, in_service, unwatched
+from fine_tune_runner.hosted.leftovers import left_model, left_run
 from fine_tune_runner.hosted.records import RemoteModel
 from fine_tune_runner.hosted.track import Hosted
+from fine_tune_runner.registry import edits
 from fine_tune_runner.runner import FineTuneRunner
 from fine_tune_runner.settings import Client, Settings, client_ids, load_client
 from fine_tune_runner.types import RegistryEntry, State, Track
+from fine_tune_runner.workflow.engine import RunState
 from fine_tune_runner.workflow.ledger import Effect, Ledger
 
 
 class Serving(msgspec.Struct, frozen=True, kw_only=True):
-    """A model in service and when it stops answering; None means that no end is known."""
+    """A model in service and when it stops answering; None means that no end is known.
+
+    `exposed`: its client is sensitive now, and it answers at a hosted provider all the same.
+    """
 
     client_id: str
     version: int
@@ -32,6 +38,7 @@ class Serving(msgspec.Struct, frozen=True, kw_only=True):
     shutdown_date: date | None = None
     days_left: int | None = None
     source: Literal["provider", "published", "unknown"] = "unknown"
+    exposed: bool = False
 
     def within(self, days: int) -> bool:
         """Whether it stops in fewer than so many days, or has stopped."""
@@ -40,20 +47,54 @@ class Serving(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class Stray:
-    """Something at a provider that no run watches; not `ours`: no client here has it, so it is left alone."""
+    """Something at a provider that no run watches; without a client of ours it is left alone.
+
+    `entry` is the registry entry of a model that its client, sensitive by now, should have there no more.
+    """
 
     found: Unwatched
     hosted: Hosted
-    ours: bool
+    client_id: str | None
+    entry: RegistryEntry | None = None
+
+    @property
+    def ours(self) -> bool:
+        return self.client_id is not None
 
 
 @dataclass(frozen=True)
 class Checkup:
-    """All that was seen, the soonest end first; `doubts` are calls that were cut off and never settled."""
+    """All that was seen, the soonest end first; `doubts` are calls that were cut off and never settled.
+
+    `warnings` say what clients that are sensitive now still have at a hosted provider.
+    """
 
     serving: Sequence[Serving]
     strays: Sequence[Stray]
     doubts: Sequence[Effect]
+    warnings: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class _Known:
+    """A client, its registry and its runs."""
+
+    client: Client
+    entries: Sequence[RegistryEntry]
+    runs: Sequence[RunState]
+
+    @property
+    def sensitive(self) -> bool:
+        return self.client.config.is_sensitive
+
+    @property
+    def was_hosted(self) -> bool:
+        return any(e.track == "A" for e in self.entries) or any(one.run.track == "A" for one in self.runs)
+
+    @property
+    def left(self) -> list[RegistryEntry]:
+        """Its hosted models that it should have no more, but for the one in service."""
+        return [e for e in self.entries if left_model(self.client, e) and not e.active]
 
 
 def examine(
@@ -65,68 +106,117 @@ def examine(
     """Look at every client, and once at every provider that a client may use and the key opens.
 
     What cannot be read or reached is noticed and left out; published dates stand in for a provider's own.
+    For a sensitive client, which may have been hosted before, nothing but ids is sent.
     """
-    clients = list(_clients(runner, notice))
-    names = {client.id for client in clients}
-    entries = {client.id: runner.registry(client.id).entries() for client in clients}
-    active = {name: entry for name, of_client in entries.items() for entry in of_client if entry.active}
-    registered = {entry.model_id for of_client in entries.values() for entry in of_client if entry.model_id}
+    known = {one.client.id: one for one in _known(runner, notice)}
     ledger = Ledger(runner.settings.data_dir)
-    states = _states(runner, ledger)
+    states = _states(known.values(), ledger)
+    registered = {e.model_id for one in known.values() for e in one.entries if e.model_id}
     listed: dict[str, Sequence[RemoteModel]] = {}
     strays: list[Stray] = []
-    for hosted in _places(runner.settings, clients, make):
+    for hosted, users in _places(runner.settings, list(known.values()), make):
         try:
-            with hosted.connect() as wire:
+            with hosted.connect("ids") as wire:
                 jobs, files = wire.jobs().items, wire.files().items
-                listed[hosted.url] = wire.models()
+                models = wire.models()
         except RunnerError as error:
             notice(f"{hosted.provider.title} was not asked: {error}")
             continue
+        listed |= {hosted.place.url: models, hosted.place.answers_url: models}
         found = unwatched(jobs, files, states, registered)
-        strays += [Stray(one, hosted, one.client_id in names) for one in found]
+        strays += [_stray(one, hosted, known.get(one.client_id or "")) for one in found]
+        strays += [Stray(exposed(e), hosted, one.client.id, e) for one in users for e in one.left]
+    offered = {stray.entry.model_id for stray in strays if stray.entry}
     return Checkup(
-        serving=_serving(active, today, listed),
+        serving=_serving(known, today, listed),
         strays=strays,
-        doubts=_doubts(ledger, states) if clients else [],
+        doubts=_doubts(ledger, states) if known else [],
+        warnings=[text for one in known.values() for text in _warnings(one, offered)],
     )
 
 
-def _clients(runner: FineTuneRunner, notice: Callable[[str], None]) -> Iterator[Client]:
+def delete(runner: FineTuneRunner, stray: Stray) -> None:
+    """Delete a stray at its provider; a registry entry whose model goes says so, on record."""
+    stray.hosted.discard(stray.found)
+    entry = stray.entry
+    if entry is not None and stray.client_id is not None:
+        runner.registry(stray.client_id).change(
+            "deleted at the provider",
+            lambda entries: edits.without_model(entries, entry.key),
+            who=runner.who,
+            why="the client is sensitive",
+            key=entry.key,
+            run_id=entry.run_id,
+        )
+
+
+def _known(runner: FineTuneRunner, notice: Callable[[str], None]) -> Iterator[_Known]:
     for name in client_ids(runner.settings):
         try:
-            yield load_client(runner.settings, name)
+            client = load_client(runner.settings, name)
+            yield _Known(client, runner.registry(name).entries(), runner.engine.runs(name))
         except RunnerError as error:
             notice(str(error))
 
 
-def _states(runner: FineTuneRunner, ledger: Ledger) -> dict[str, State]:
-    """The state of every run; one that was closed in the ledger waits for nothing any more."""
+def _states(known: Iterable[_Known], ledger: Ledger) -> dict[str, State]:
+    """The state of every run that may watch something; one that was closed in the ledger waits for nothing.
+
+    No run of a sensitive client can go on on a hosted track, so what it left is watched by nobody.
+    """
     states: dict[str, State] = {}
-    for one in runner.engine.runs():
-        closed = one.state == "interrupted" and ledger.closed(one.run.run_id) is not None
-        states[one.run.run_id] = "failed" if closed else one.state
+    for one in known:
+        for state in one.runs:
+            if one.sensitive and state.state != "running":
+                continue
+            closed = state.state == "interrupted" and ledger.closed(state.run.run_id) is not None
+            states[state.run.run_id] = "failed" if closed else state.state
     return states
 
 
-def _doubts(ledger: Ledger, states: dict[str, State]) -> list[Effect]:
+def _stray(found: Unwatched, hosted: Hosted, owner: _Known | None) -> Stray:
+    if owner is not None and owner.sensitive:
+        found = msgspec.structs.replace(found, adopt=None)
+    return Stray(found, hosted, None if owner is None else owner.client.id)
+
+
+def _warnings(known: _Known, offered: set[str | None]) -> Iterator[str]:
+    for entry in known.entries:
+        if entry.model_id not in offered and (text := left_model(known.client, entry)):
+            yield text
+    for state in known.runs:
+        if text := left_run(known.client, state):
+            yield text
+
+
+def _doubts(ledger: Ledger, states: Mapping[str, State]) -> list[Effect]:
     """Calls in doubt of runs that can go on; what a closed run may have left shows at the provider."""
     return [one for one in in_doubt(ledger.effects(), states) if ledger.closed(one.run_id) is None]
 
 
 def _places(
-    settings: Settings, clients: Sequence[Client], make: Callable[[Settings, Client], Hosted]
-) -> list[Hosted]:
-    """Each provider at each address once; none without a key, and none for a sensitive client."""
+    settings: Settings, known: Sequence[_Known], make: Callable[[Settings, Client], Hosted]
+) -> list[tuple[Hosted, list[_Known]]]:
+    """Each provider at each address once, with the clients that use it; none without a key.
+
+    A sensitive client counts only where it was hosted before.
+    """
     if settings.openai_api_key is None:
         return []
-    places = [make(settings, client) for client in clients if not client.config.is_sensitive]
-    return list({(place.provider.name, place.url): place for place in places if place.url}.values())
+    places: dict[tuple[str, str], tuple[Hosted, list[_Known]]] = {}
+    for one in known:
+        if one.sensitive and not one.was_hosted:
+            continue
+        hosted = make(settings, one.client)
+        if hosted.place.url:
+            places.setdefault((hosted.provider.name, hosted.place.url), (hosted, []))[1].append(one)
+    return list(places.values())
 
 
 def _serving(
-    active: dict[str, RegistryEntry], today: date, listed: dict[str, Sequence[RemoteModel]]
+    known: Mapping[str, _Known], today: date, listed: Mapping[str, Sequence[RemoteModel]]
 ) -> list[Serving]:
+    active = {name: e for name, one in known.items() for e in one.entries if e.active}
     lives = {one.client_id: one.life for one in in_service(active, today, listed)}
     found = [
         Serving(
@@ -134,6 +224,7 @@ def _serving(
             version=entry.version,
             track=entry.track,
             model_id=entry.model_id,
+            exposed=left_model(known[name].client, entry) is not None,
             **(msgspec.structs.asdict(lives[name]) if name in lives else {}),
         )
         for name, entry in active.items()

@@ -65,6 +65,10 @@ class TrackPort(Protocol):
         """Why an unfinished run can never go on, so that only another attempt can; None where it can."""
         ...
 
+    def pending(self, run: Run) -> str | None:
+        """What of a run that did not finish may still go on elsewhere and cost; None where nothing does."""
+        ...
+
     def cancel(self, run: Run) -> str | None:
         """Stop what of a run goes on elsewhere, and say what that means; None where nothing does."""
         ...

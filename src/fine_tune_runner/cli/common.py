@@ -19,6 +19,7 @@ MARKS = {
     "active": ("● active", "green"),
     "eval": ("◐ eval", "yellow"),
     "training": ("◐ training", "yellow"),
+    "interrupted": ("◌ interrupted", "yellow"),
     "refused": ("✗ refused", "red"),
     "failed": ("✗ failed", "red"),
     "held": ("held", "yellow"),

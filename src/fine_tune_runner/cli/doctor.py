@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import click
 
 from fine_tune_runner.cli.common import echo, echo_json, interactive, json_option, notice, runner, table
 from fine_tune_runner.cli.runs import go_on
-from fine_tune_runner.doctor import Serving, Stray, examine
+from fine_tune_runner.doctor import Checkup, Serving, Stray, delete, examine
 from fine_tune_runner.errors import RunnerError
-from fine_tune_runner.runner import utc_now
-from fine_tune_runner.workflow.ledger import Effect
+from fine_tune_runner.runner import FineTuneRunner, utc_now
 
 SOURCES = {"provider": "the provider says", "published": "published", "unknown": "no end known"}
 
@@ -38,31 +37,35 @@ def doctor_command(within: int, yes: bool, as_json: bool) -> int:
     files at the provider that no run watches, and calls that were cut off, and offers to adopt or delete
     them: exit 1 while one is left. What belongs to no client of this data folder is left alone.
 
+    For a client that became sensitive nothing but ids is sent: it warns of all that is still there, offers to
+    delete it, and exits 1 while a hosted version of it is in service.
+
     \b
     Examples:
       fine-tune doctor
       fine-tune doctor --within 90d --json
       fine-tune doctor --yes
     """
-    found = examine(runner(), utc_now().date(), notice)
+    line = runner()
+    found = examine(line, utc_now().date(), notice)
     show = _json if as_json else _text
-    show(found.serving, found.strays, found.doubts, within)
+    show(found, within)
     left = 0
     for stray in found.strays:
         if stray.ours:
-            left += not _settled(stray.found.id, _offers(stray, as_json), yes, as_json)
+            left += not _settled(stray.found.id, _offers(line, stray, as_json), yes, as_json)
     for effect in found.doubts:
         adopt = {"adopt": partial(go_on, effect.run_id, None, True, as_json)}
         left += not _settled(f"{effect.step} of {effect.run_id}", adopt, yes, as_json)
-    return int(left > 0 or any(one.within(within) for one in found.serving))
+    return int(left > 0 or any(one.within(within) or one.exposed for one in found.serving))
 
 
-def _offers(stray: Stray, as_json: bool) -> Mapping[str, Callable[[], object]]:
+def _offers(line: FineTuneRunner, stray: Stray, as_json: bool) -> Mapping[str, Callable[[], object]]:
     """What can be done about it, the best first."""
-    delete = partial(stray.hosted.discard, stray.found)
+    gone = partial(delete, line, stray)
     if stray.found.adopt is None or stray.found.run_id is None:
-        return {"delete": delete}
-    return {"adopt": partial(go_on, stray.found.run_id, None, True, as_json), "delete": delete}
+        return {"delete": gone}
+    return {"adopt": partial(go_on, stray.found.run_id, None, True, as_json), "delete": gone}
 
 
 def _settled(what: str, offers: Mapping[str, Callable[[], object]], yes: bool, as_json: bool) -> bool:
@@ -84,33 +87,38 @@ def _settled(what: str, offers: Mapping[str, Callable[[], object]], yes: bool, a
     return True
 
 
-def _json(serving: Sequence[Serving], strays: Sequence[Stray], doubts: Sequence[Effect], within: int) -> None:
-    for one in serving:
+def _json(found: Checkup, within: int) -> None:
+    for one in found.serving:
         echo_json({"event": "in service", "model": one, "below": one.within(within)})
-    for stray in strays:
+    for stray in found.strays:
         echo_json({"event": "unwatched", "found": stray.found, "ours": stray.ours})
-    for effect in doubts:
+    for effect in found.doubts:
         echo_json({"event": "in doubt", "effect": effect})
+    for text in found.warnings:
+        echo_json({"event": "warning", "message": text})
 
 
-def _text(serving: Sequence[Serving], strays: Sequence[Stray], doubts: Sequence[Effect], within: int) -> None:
+def _text(checkup: Checkup, within: int) -> None:
+    serving = checkup.serving
     if not serving:
         echo("No model is in service.")
     else:
         header = ("client", "version", "track", "model id", "days left", "stops on", "by")
-        paint = ["red" if one.within(within) else None for one in serving]
+        paint = ["red" if one.within(within) or one.exposed else None for one in serving]
         table(header, [_cells(one) for one in serving], paint)
     for one in serving:
         if one.within(within):
             notice(f"fine-tune migrate --client {one.client_id} --to b moves it before {one.shutdown_date}")
-    for stray in strays:
+    for text in checkup.warnings:
+        notice(text)
+    for stray in checkup.strays:
         found = stray.found
         echo(f"\n{found.kind} {found.id} ({found.status}) at {stray.hosted.provider.title}: {found.why}")
         whose = found.run_id or "nobody known here"
         echo(f"  of {whose}" + ("" if stray.ours else ": no client of this data folder, left alone"))
         if stray.ours:
             echo(f"  adopt it: {found.adopt}" if found.adopt else "  delete it: fine-tune doctor --yes")
-    for effect in doubts:
+    for effect in checkup.doubts:
         echo(f"\n{effect.step} of {effect.run_id} was cut off at {effect.intent_at:%Y-%m-%d %H:%M} UTC")
         echo(f"  find out what became of it: fine-tune resume {effect.run_id}")
 

@@ -30,6 +30,9 @@ def status_command(client_id: str | None, as_json: bool) -> int:
         return 0
     header = ("client", "version", "track", "eval score", "model id", "status")
     table(header, [cells(row) for row in found], [MARKS.get(row.status, ("", None))[1] for row in found])
+    for row in found:
+        if row.warning:
+            notice(row.warning)
     return 0
 
 

@@ -13,15 +13,15 @@ from typing import Literal
 
 import msgspec
 
-from fine_tune_runner.hosted.providers import PROVIDERS, phase
+from fine_tune_runner.hosted.providers import ENDS, PROVIDERS, phase
 from fine_tune_runner.hosted.records import RemoteFile, RemoteJob, RemoteModel
 from fine_tune_runner.hosted.remote import file_name
 from fine_tune_runner.hosted.shutdown import Life, base_of, day, life
 from fine_tune_runner.types import RegistryEntry, State
 from fine_tune_runner.workflow.ledger import Effect
 
+WATCHING: tuple[State, ...] = ("running", "interrupted", "queued", "waiting")
 RUN_ID = re.compile(r"([a-z0-9][a-z0-9-]*)-v([1-9][0-9]*)-a-([0-9a-f]{8})-([1-9][0-9]*)")
-ENDS = ("succeeded", "failed", "cancelled")
 
 
 class InService(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,13 +39,13 @@ class InService(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Unwatched(msgspec.Struct, frozen=True, kw_only=True):
-    """A job or a file at the provider that no run watches, and the command that sees to it.
+    """A job, a file or a model at the provider that no run watches, and the command that sees to it.
 
     `run_id` is None where it carries none of ours: it may belong to somebody else. `adopt` is None where
     nothing can go on with it. `model_id` is the model that a job made.
     """
 
-    kind: Literal["job", "file"]
+    kind: Literal["job", "file", "model"]
     id: str
     run_id: str | None
     status: str
@@ -106,15 +106,15 @@ def unwatched(
 ) -> list[Unwatched]:
     """Jobs and training files that no run watches.
 
-    `runs` has the state of every run here by its id, `registered` the model ids of all registries. A live or
-    interrupted run watches its job; a finished job is settled once its model is registered. A file is needed
+    `runs` has the state of every run here by its id, `registered` the model ids of all registries. A run that
+    can go on watches its job; a finished job is settled once its model is registered. A file is needed
     while its job runs, or while its run is alive.
     """
     models, found = set(registered), []
     needed = {job.training_file for job in jobs if not _ended(job)}
     for job in jobs:
         state = runs.get(job.run_id or "")
-        if not _ended(job) and state not in ("running", "interrupted"):
+        if not _ended(job) and state not in WATCHING:
             why = "it runs and costs, and no run here waits for it"
         elif job.fine_tuned_model and job.fine_tuned_model not in models and state is None:
             why = "it made a model that stands in no registry"
@@ -133,7 +133,7 @@ def unwatched(
         )
     for file in files:
         run_id = run_of(file)
-        if file.id in needed or runs.get(run_id or "") in ("running", "interrupted"):
+        if file.id in needed or runs.get(run_id or "") in WATCHING:
             continue
         found.append(
             Unwatched(
@@ -145,6 +145,18 @@ def unwatched(
             )
         )
     return found
+
+
+def exposed(entry: RegistryEntry) -> Unwatched:
+    """The model of a sensitive client's hosted version, as something to delete."""
+    return Unwatched(
+        kind="model",
+        id=entry.model_id or "",
+        run_id=entry.run_id,
+        status=entry.status,
+        why="its client is sensitive now, and it is not in service",
+        model_id=entry.model_id,
+    )
 
 
 def in_doubt(effects: Iterable[Effect], runs: Mapping[str, State]) -> list[Effect]:

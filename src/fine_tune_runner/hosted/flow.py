@@ -16,8 +16,9 @@ import msgspec
 from fine_tune_runner.dataset import read
 from fine_tune_runner.errors import ProviderError, RunError, ServingError
 from fine_tune_runner.hosted.cost import training_usd
+from fine_tune_runner.hosted.place import Errand, Place
 from fine_tune_runner.hosted.progress import keep, progress, summary
-from fine_tune_runner.hosted.providers import Phase, Provider, job_body, job_suffix, phase
+from fine_tune_runner.hosted.providers import ENDS, Phase, job_body, job_suffix, phase
 from fine_tune_runner.hosted.records import RemoteEvent, RemoteJob
 from fine_tune_runner.hosted.remote import cancel_job, delete_files, file_name, find_file, find_job, or_else
 from fine_tune_runner.hosted.shutdown import check_alive, day, life
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
     from fine_tune_runner.hosted.wire import Wire
 
 HOUR = 3600.0
-ENDS = ("succeeded", "failed", "cancelled")
 PING = (Message(role="user", content="ping"),)
 # What to do about a failed job, by the provider's code.
 REMEDIES = {
@@ -120,24 +120,23 @@ def resumable(do: Callable[[RunContext], T]) -> Callable[[RunContext], T]:
 
 
 class Flow:
-    """The steps over one provider at one address; `connect` opens a wire and refuses a sensitive client."""
+    """The steps over one provider; `connect` opens a wire for an errand and refuses a sensitive client."""
 
     def __init__(
         self,
         client: Client,
-        provider: Provider,
-        url: str,
+        place: Place,
         base: str,
         *,
-        connect: Callable[[], Wire],
+        connect: Callable[[Errand], Wire],
         ledger: Ledger,
         clock: Clock,
         sleep: Callable[[float], None],
         pace: Pace,
     ) -> None:
         self._client = client
-        self._provider = provider
-        self._url = url
+        self._place = place
+        self._provider = place.provider
         self._base = base
         self._connect = connect
         self._ledger = ledger
@@ -150,14 +149,14 @@ class Flow:
         from fine_tune_runner.hosted.wire import Rejected
 
         served = None
-        with self._connect() as wire:
+        with self._connect("train") as wire:
             try:
                 model = wire.model(self._base)
                 served = day(model.shutdown_date) if model else None
             except Rejected as error:
                 if error.status == 401:
                     raise
-        known = life(self._provider, self._url, self._base, self._clock().date(), served)
+        known = life(self._provider, self._place.url, self._base, self._clock().date(), served)
         if warning := check_alive(self._base, known):
             context.emit("warning", message=warning)
         if self._client.config.training.learning_rate and self._provider.learning_rate == "multiplier":
@@ -177,8 +176,8 @@ class Flow:
         train = read.train_path(context.client_dir, run.version)
         try:
             sha256 = write_upload(train, path, dataset.sha256)
-            request = {"url": self._url, "name": name, "sha256": sha256}
-            with self._connect() as wire, self._ends_for_good(wire, context):
+            request = {"url": self._place.url, "name": name, "sha256": sha256}
+            with self._connect("train") as wire, self._ends_for_good(wire, context):
                 file_id = self._ledger.once(
                     run.run_id,
                     "upload",
@@ -197,11 +196,11 @@ class Flow:
         suffix = job_suffix(self._provider, run.client_id, run.version)
         training = self._client.config.training
         body = job_body(self._provider, self._base, upload.file_id, suffix, training, run.run_id)
-        with self._connect() as wire, self._ends_for_good(wire, context):
+        with self._connect("train") as wire, self._ends_for_good(wire, context):
             job_id = self._ledger.once(
                 run.run_id,
                 "create",
-                {"url": self._url, **body},
+                {"url": self._place.url, **body},
                 find=lambda: find_job(wire, run.run_id, upload.file_id),
                 create=lambda: wire.create_job(body).id,
             )
@@ -210,7 +209,7 @@ class Flow:
 
     def poll(self, context: RunContext) -> Trained:
         """Watch the job to its end, keep what it reports, delete its files at the provider."""
-        with self._connect() as wire:
+        with self._connect("train") as wire:
             job, events = self._watch(wire, context, context.value(HostedJob))
             end = phase(self._provider, job.status)
             checkpoints = or_else(lambda: wire.checkpoints(job.id), ())
@@ -239,12 +238,13 @@ class Flow:
         if self._provider.served_as == "deployment":
             model_id = job.suffix or model_id
             context.emit("warning", message=f'deploy {trained.model_id} under the name "{model_id}"')
-        with self._connect() as wire:
+        with self._connect("answer") as wire:
             self._wait_until_it_answers(wire, context, model_id)
+        with self._connect("train") as wire:
             listed = or_else(lambda: wire.model(model_id), None)
         known = life(
             self._provider,
-            self._url,
+            self._place.url,
             trained.model_id,
             self._clock().date(),
             day(listed.shutdown_date) if listed else None,
@@ -257,7 +257,7 @@ class Flow:
             provider=self._provider.name,
             base_model=self._base,
             dataset_sha256=context.value(Dataset).sha256,
-            endpoint=self._url,
+            endpoint=self._place.answers_url,
             training=trained.training,
             shutdown_date=min(ends, default=None),
             cost_usd=trained.cost_usd,
@@ -387,7 +387,7 @@ class Flow:
         """Let nothing more begin, stop the run's jobs, delete its files; the ids of the jobs."""
         self._ledger.close(run_id, "cancelled")
         done = {e.step: e.provider_id for e in self._ledger.effects(run_id) if e.provider_id}
-        with self._connect() as wire:
+        with self._connect("ids") as wire:
             job = find_job(wire, run_id, done.get("upload")).id or done.get("create")
             jobs = [job] if job else []
             for job_id in jobs:

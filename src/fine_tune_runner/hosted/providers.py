@@ -19,6 +19,8 @@ from fine_tune_runner.settings import TrainingConfig
 
 Phase = Literal["validating", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
 
+ENDS = ("succeeded", "failed", "cancelled")  # the phases in which nothing more happens or costs
+
 # What the statuses of all providers mean; a word that is not here is taken for "running" and shown as it is.
 STATUSES: Mapping[str, Phase] = {
     "validating_files": "validating",
@@ -45,6 +47,7 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
     """One endpoint that speaks OpenAI's fine-tuning paths.
 
     `hosts` are the provider's own: published dates hold there only. `base_url` None must be configured.
+    `inference_url` is where its models answer, where that is not `base_url`.
     `trains` are the models it takes, empty for any. `served_as` "deployment": a person deploys the finished
     model under the job's suffix before it answers. `suffix_limit` 0: it takes no suffix.
     """
@@ -52,6 +55,7 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     title: str
     base_url: str | None = None
+    inference_url: str | None = None
     hosts: tuple[str, ...] = ()
     request: Literal["method", "hyperparameters"] = "method"
     extra_body: dict[str, str] = {}
@@ -124,7 +128,9 @@ PROVIDERS: Mapping[str, Provider] = {
             name="crusoe",
             title="Crusoe",
             base_url="https://api.intelligence.crusoecloud.com/v1",
-            hosts=("api.intelligence.crusoecloud.com",),
+            # docs.crusoecloud.com/quickstart/getting-started-with-serverless-inference, read 2026-11-22
+            inference_url="https://api.inference.crusoecloud.com/v1",
+            hosts=("api.intelligence.crusoecloud.com", "api.inference.crusoecloud.com"),
             suffix_limit=18,
         ),
         Provider(name="custom", title="custom endpoint", aliases=_OPENAI_ALIASES, default_model=_MINI),

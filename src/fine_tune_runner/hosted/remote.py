@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from fine_tune_runner.errors import ProviderError
+from fine_tune_runner.hosted.providers import ENDS, Provider, phase
 from fine_tune_runner.types import T
-from fine_tune_runner.workflow.ledger import Busy, Found, Unanswered
+from fine_tune_runner.workflow.ledger import Busy, Effect, Found, Unanswered
 
 if TYPE_CHECKING:
     from fine_tune_runner.hosted.wire import Wire
@@ -48,6 +49,45 @@ def find_job(wire: Wire, run_id: str, file_id: str | None) -> Found:
         ]
     oldest = min(mine, key=lambda job: (job.created_at, job.id), default=None)
     return Found(oldest.id if oldest else None, complete)
+
+
+def still_on(
+    wire: Wire,
+    provider: Provider,
+    run_id: str,
+    effects: Sequence[Effect],
+    *,
+    closed: bool,
+    settled: Callable[[Effect], bool],
+) -> str | None:
+    """What of a run may still be going on and cost, in words; None where the provider says that it is over.
+
+    `effects` are those of the run on record, `closed` whether somebody has ended it already, and `settled`
+    whether a call that was cut off can take effect no more.
+    """
+    from fine_tune_runner.hosted.wire import Rejected
+
+    made = {effect.step: effect.provider_id for effect in effects if effect.provider_id}
+    job_id = made.get("create")
+    if job_id is None:
+        found = find_job(wire, run_id, made.get("upload"))
+        job_id = found.id
+        if job_id is None and not found.complete:
+            return (
+                "the provider's list of jobs cannot be read to its end, so nobody can tell whether one runs"
+            )
+    if job_id is None:
+        doubts = [effect for effect in effects if effect.step == "create" and not settled(effect)]
+        return "a call that was cut off may still start its job" if doubts else None
+    try:
+        job = wire.job(job_id)
+    except Rejected as error:
+        if error.status == 404 and closed:
+            return None  # it was cancelled, and there is none of that name any more
+        raise
+    if phase(provider, job.status) in ENDS:
+        return None
+    return f'its job {job.id} is "{job.status}" at {provider.title}'
 
 
 def delete_files(wire: Wire, run_id: str, file_ids: Sequence[str] = ()) -> None:

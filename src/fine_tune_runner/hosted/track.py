@@ -1,7 +1,7 @@
 """Track A as the runner sees it: one hosted provider for one client.
 
-A sensitive client never gets as far as a socket here: every connection is opened in one place, which refuses.
-The SDK is imported where it is used.
+No text of a sensitive client gets as far as a socket here: every connection is opened in one place, which
+refuses, but for one that can carry nothing but ids. The SDK is imported where it is used.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from fine_tune_runner.errors import PolicyError, ServingError
+from fine_tune_runner.errors import PolicyError, ProviderError, ServingError
 from fine_tune_runner.hosted import cost, shutdown
 from fine_tune_runner.hosted.answers import HostedAnswerer
 from fine_tune_runner.hosted.flow import Eligible, Flow, HostedJob, Pace, Trained, Upload, resumable
-from fine_tune_runner.hosted.providers import PROVIDERS, base_model, is_own_host, provider_named
-from fine_tune_runner.hosted.remote import cancel_job, delete_files
+from fine_tune_runner.hosted.place import Errand, place_of
+from fine_tune_runner.hosted.providers import PROVIDERS, base_model, is_own_host
+from fine_tune_runner.hosted.remote import cancel_job, delete_files, still_on
 from fine_tune_runner.settings import Client, Settings
 from fine_tune_runner.types import (
     Answerer,
@@ -64,8 +65,8 @@ class Hosted:
         self._clock = clock
         self._sleep = sleep
         self._transport = transport
-        self.provider = provider_named(client.config.provider)
-        self.url = settings.openai_base_url or self.provider.base_url or ""
+        self.place = place_of(settings, client.config)
+        self.provider = self.place.provider
         self.title = f"Track A ({self.provider.title})"
         self._base = base_model(self.provider, client.config.weights) or ""
         self.ledger = Ledger(
@@ -81,23 +82,21 @@ class Hosted:
         """Why no new job can be started, by what is known without asking the provider."""
         if refusal := self._sensitive():
             return refusal
-        if self._settings.openai_api_key is None:
-            return "OPENAI_API_KEY is not set; set it in the environment or in .env, or use --track b"
-        if not self.url:
-            return f"the address of {self.provider.title} is not known; set OPENAI_BASE_URL"
+        if refusal := self._no_key() or self.place.refusal("train") or self.place.refusal("answer"):
+            return refusal
         if not self._base:
             return f'no base model is named for {self.provider.title}; set "base_model" in config.json'
-        own = is_own_host(self.provider, self.url)
+        own = is_own_host(self.provider, self.place.url)
         if own and self.provider.trains and self._base not in self.provider.trains:
             names = ", ".join(self.provider.trains)
             return (
                 f"{self.provider.title} does not train {self._base}; set base_model in config.json: {names}"
             )
         today = self._clock().date()
-        if closed := shutdown.closed(self.provider, self.url, today):
+        if closed := shutdown.closed(self.provider, self.place.url, today):
             return closed
         try:
-            shutdown.check_alive(self._base, shutdown.life(self.provider, self.url, self._base, today))
+            shutdown.check_alive(self._base, shutdown.life(self.provider, self.place.url, self._base, today))
         except PolicyError as error:
             return str(error)
         return None
@@ -142,7 +141,7 @@ class Hosted:
             provider=self.provider.name,
             base_model=self._base,
             dataset_sha256="",
-            endpoint=self.url,
+            endpoint=self.place.answers_url,
         )
 
     @contextlib.contextmanager
@@ -151,13 +150,13 @@ class Hosted:
         if refusal := self._sensitive():
             raise ServingError(refusal)
         for model in models:
-            # The key belongs to the configured address; it is not sent to where another key trained once.
-            if model.endpoint not in (None, self.url):
+            # The key belongs to the configured addresses; it is not sent to where another key trained once.
+            if model.endpoint not in (None, self.place.url, self.place.answers_url):
                 raise ServingError(
-                    f"{model.model_id} is at {model.endpoint}, but this key is for {self.url}; "
+                    f"{model.model_id} is at {model.endpoint}, but this key is for {self.place.answers_url}; "
                     "set OPENAI_BASE_URL"
                 )
-        with self.connect() as wire:
+        with self.connect("answer") as wire:
             for model in models:
                 self._try(wire, model.model_id)
             yield HostedAnswerer(wire)
@@ -181,51 +180,73 @@ class Hosted:
         """Why the run was closed in the ledger, where it was."""
         return self.ledger.closed(run.run_id)
 
+    def pending(self, run: Run) -> str | None:
+        """What of a run may still be going on at the provider, asked there; None where nothing does."""
+        ledger, settle_s = self.ledger, self._pace.request_s + self._pace.grace_s
+        try:
+            with self.connect("ids") as wire:
+                return still_on(
+                    wire,
+                    self.provider,
+                    run.run_id,
+                    ledger.effects(run.run_id),
+                    closed=ledger.closed(run.run_id) is not None,
+                    settled=lambda effect: (self._clock() - effect.intent_at).total_seconds() >= settle_s,
+                )
+        except ProviderError as error:
+            return f"nobody can tell whether its job still runs ({error})"
+
     def cancel(self, run: Run) -> str | None:
         """Let nothing more of the run begin, stop its job at the provider, delete its files there."""
         jobs = self._flow().cancel(run.run_id)
         what = f"job {', '.join(jobs)} no longer runs" if jobs else "no job runs"
+        track = "b" if self._client.config.is_sensitive else "a"
         return (
-            f"{run.run_id} is at its end: {what} at {self.provider.title}, its training file is deleted "
-            f"there; another attempt: fine-tune submit --client {run.client_id} --version {run.version} "
-            "--track a --again"
+            f"{run.run_id} is at its end: {what} at {self.provider.title}, its training file is "
+            f"deleted there; another attempt: fine-tune submit --client {run.client_id} "
+            f"--version {run.version} --track {track} --again"
         )
 
     def forget(self, run_ids: Sequence[str], model_ids: Sequence[str]) -> tuple[str, ...]:
         """Stop what still runs of a client, delete its files and models at the provider; the models' ids."""
         for run_id in run_ids:
             self._flow().cancel(run_id)
-        with self.connect() as wire:
+        with self.connect("ids") as wire:
             return tuple(model_id for model_id in model_ids if wire.delete_model(model_id))
 
     def discard(self, found: Unwatched) -> None:
         """Delete what no run watches: stop its job, delete its model or file; its run can begin no more."""
-        with self.connect() as wire:
+        with self.connect("ids") as wire:
             if found.kind == "file":
                 wire.delete_file(found.id)
                 return
             if found.run_id is not None:
                 self.ledger.close(found.run_id, "discarded by fine-tune doctor")
-            cancel_job(wire, found.id)
+            if found.kind == "job":
+                cancel_job(wire, found.id)
             if found.model_id is not None:
                 wire.delete_model(found.model_id)
             if found.run_id is not None:
                 delete_files(wire, found.run_id)
 
-    def connect(self) -> Wire:
-        """A wire to the provider; PolicyError without a key, and always for a sensitive client."""
-        from fine_tune_runner.hosted.wire import Wire
+    def connect(self, errand: Errand) -> Wire:
+        """A wire to the provider; PolicyError without key or address.
 
-        if refusal := self._sensitive():
-            raise PolicyError(refusal)
+        For a sensitive client only "ids" is opened, whose wire refuses every request that carries more.
+        """
+        from fine_tune_runner.hosted.wire import Wire, anything, only_ids
+
+        refusal = self._sensitive() if errand != "ids" else None
+        refusal = refusal or self._no_key() or self.place.refusal(errand)
         key = self._settings.openai_api_key
-        if key is None or not self.url:
-            raise PolicyError(self.unavailable() or "no key and no address; set OPENAI_API_KEY")
+        if refusal or key is None:
+            raise PolicyError(refusal or "no key")
         return Wire(
             self.provider,
-            self.url,
+            self.place.at(errand),
             key,
             transport=self._transport,
+            allow=only_ids if errand == "ids" else anything,
             timeout_s=self._pace.request_s,
             sleep=self._sleep,
         )
@@ -233,8 +254,7 @@ class Hosted:
     def _flow(self) -> Flow:
         return Flow(
             self._client,
-            self.provider,
-            self.url,
+            self.place,
             self._base,
             connect=self.connect,
             ledger=self.ledger,
@@ -242,6 +262,11 @@ class Hosted:
             sleep=self._sleep,
             pace=self._pace,
         )
+
+    def _no_key(self) -> str | None:
+        if self._settings.openai_api_key is not None:
+            return None
+        return "OPENAI_API_KEY is not set; set it in the environment or in .env, or use --track b"
 
     def _sensitive(self) -> str | None:
         if not self._client.config.is_sensitive:

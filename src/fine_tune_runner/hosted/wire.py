@@ -6,6 +6,7 @@ error. It knows no run and no file of a client.
 
 from __future__ import annotations
 
+import re
 import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,6 +37,7 @@ from fine_tune_runner.workflow.ledger import Busy, Unanswered, wait_s
 
 MAX_PAGES = 200
 READ_TRIES = 6
+_CANCEL = re.compile(r"/fine_tuning/jobs/[^/]+/cancel$")
 CREATES = ("upload", "create job")
 FINAL = (400, 403, 404, 413, 415, 422)  # asked again, the provider would say the same
 NO_MONEY = ("insufficient_quota", "exceeded_quota", "billing_hard_limit_reached")
@@ -52,6 +54,20 @@ class Rejected(ProviderError):
 
 class Closed(PolicyError):
     """The provider starts no jobs for this organisation any more."""
+
+
+def anything(_request: httpx2.Request) -> None:
+    """Allows every request."""
+
+
+def only_ids(request: httpx2.Request) -> None:
+    """Raise PolicyError for a request that carries more than ids: what is no look, delete or cancel."""
+    cancels = request.method == "POST" and _CANCEL.search(request.url.path)
+    if not (request.method in ("GET", "DELETE") or cancels) or request.read():
+        raise PolicyError(
+            f"{request.method} {request.url.path} was refused and nothing was sent: this connection carries "
+            "ids only"
+        )
 
 
 class _Identified(Protocol):
@@ -78,8 +94,8 @@ class _Page(msgspec.Struct, Generic[T], frozen=True):
 class Wire:
     """One provider at one address under one key; close it, or use it in a `with`.
 
-    `transport` is the seam for an egress guard. Raises Unanswered, Busy, Rejected and, where the provider
-    is closed to this organisation, Closed.
+    `transport` is the seam for an egress guard; `allow` is asked before each request. Raises Unanswered,
+    Busy, Rejected and, where the provider is closed to this organisation, Closed.
     """
 
     def __init__(
@@ -89,6 +105,7 @@ class Wire:
         key: Secret,
         *,
         transport: httpx2.BaseTransport | None = None,
+        allow: Callable[[httpx2.Request], None] = anything,
         timeout_s: float = 60.0,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -97,7 +114,9 @@ class Wire:
         self._key = key
         self._sleep = sleep
         # Redirects are not followed: the key belongs to this host.
-        self._http = httpx2.Client(transport=transport, timeout=timeout_s, verify=_trusted())
+        self._http = httpx2.Client(
+            transport=transport, timeout=timeout_s, verify=_trusted(), event_hooks={"request": [allow]}
+        )
         self._sdk = openai.OpenAI(
             api_key=key.reveal(), base_url=base_url, max_retries=0, http_client=self._http, timeout=timeout_s
         )
@@ -284,7 +303,7 @@ class Wire:
             ) from None
         except openai.APIConnectionError as error:
             if isinstance(error.__cause__, RunnerError):
-                raise error.__cause__ from None  # the transport refused, such as an egress guard
+                raise error.__cause__ from None  # `allow` or the transport refused, such as an egress guard
             cause = type(error.__cause__).__name__
             raise Unanswered(
                 f"{self._provider.title}: {what}: no connection to {self._base_url} ({cause})"

@@ -247,6 +247,10 @@ class Embedded:
         """Every run here can go on from its checkpoint."""
         return None
 
+    def pending(self, run: Run) -> str | None:
+        """Nothing runs elsewhere."""
+        return None
+
     def cancel(self, run: Run) -> str | None:
         """Nothing runs elsewhere."""
         return None

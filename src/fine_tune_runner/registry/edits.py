@@ -74,6 +74,14 @@ def scored(
     return _replaced(entries, new)
 
 
+def without_model(entries: Entries, key: VersionKey) -> Entries:
+    """Record that a model is gone; RegistryError for the version in service."""
+    entry = get(entries, key)
+    if entry.active:
+        raise RegistryError(f"{spell(key)} is in service; its model stays until another version is promoted")
+    return _replaced(entries, msgspec.structs.replace(entry, model_id=None))
+
+
 def marked(entries: Entries, key: VersionKey, status: Status) -> Entries:
     """Set the status of a version that is not in service."""
     entry = get(entries, key)

@@ -1,0 +1,94 @@
+"""Whether the job of a run that failed here is over there, which another attempt waits for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fine_tune_runner.errors import Interrupted, ProviderError
+from fine_tune_runner.workflow.engine import Event
+from tests.contract.openai_server.misbehave import Fault
+from tests.contract.openai_server.server import KEY, ContractServer, serving
+from tests.hosted.world import HostedRun, make_settings, write_client
+
+
+@pytest.fixture
+def server() -> Iterator[ContractServer]:
+    with serving() as running:
+        yield running
+
+
+@pytest.fixture
+def hosted(tmp_path: Path, server: ContractServer) -> HostedRun:
+    write_client(tmp_path)
+    return HostedRun(make_settings(tmp_path, server.url, KEY))
+
+
+def cut_off(hosted: HostedRun, server: ContractServer) -> None:
+    """Leave the run while its job runs on."""
+    server.account.script = ("running",)
+
+    def press(event: Event) -> None:
+        if event.event == "job status" and event.data["status"] == "running":
+            raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted):
+        HostedRun(hosted.settings, listener=press).start()
+
+
+def end(server: ContractServer, status: str) -> None:
+    for job in server.account.jobs.values():
+        job.public["status"] = status
+
+
+def test_nothing_is_pending_of_a_run_that_sent_nothing(hosted: HostedRun) -> None:
+    assert hosted.track.pending(hosted.run()) is None
+
+
+def test_a_job_that_runs_is_pending_until_the_provider_says_that_it_is_over(
+    hosted: HostedRun, server: ContractServer
+) -> None:
+    cut_off(hosted, server)
+    (job_id,) = server.account.jobs
+    assert hosted.track.pending(hosted.run()) == f'its job {job_id} is "running" at OpenAI'
+    for status, going in (("paused", True), ("cancelling", True), ("failed", False), ("succeeded", False)):
+        end(server, status)
+        assert (hosted.track.pending(hosted.run()) is not None) is going, status
+
+
+def test_with_the_ledger_lost_the_job_is_found_by_its_run(hosted: HostedRun, server: ContractServer) -> None:
+    cut_off(hosted, server)
+    (hosted.settings.data_dir / ".fine-tune" / "ledger.sqlite").unlink()
+    assert "running" in (hosted.track.pending(hosted.run()) or "")
+
+
+def test_a_provider_that_is_away_leaves_it_open(hosted: HostedRun, server: ContractServer) -> None:
+    cut_off(hosted, server)
+    server.faults.append(Fault("GET", "/fine_tuning/jobs/.*", "error before", times=99))
+    assert "nobody can tell whether its job still runs" in (hosted.track.pending(hosted.run()) or "")
+
+
+def test_a_job_that_the_provider_does_not_know_is_over_once_it_was_cancelled(
+    hosted: HostedRun, server: ContractServer
+) -> None:
+    cut_off(hosted, server)
+    server.account.jobs.clear()
+    assert "nobody can tell" in (hosted.track.pending(hosted.run()) or "")
+    hosted.track.cancel(hosted.run())
+    assert hosted.track.pending(hosted.run()) is None
+
+
+def test_a_create_that_was_cut_off_is_pending_until_it_can_take_effect_no_more(
+    hosted: HostedRun, server: ContractServer
+) -> None:
+    def crash(point: str) -> None:
+        if point == "intent create":
+            raise ProviderError("gone")
+
+    with pytest.raises(ProviderError):
+        HostedRun(hosted.settings, crash_point=crash, time=hosted.time).start()
+    assert hosted.track.pending(hosted.run()) == "a call that was cut off may still start its job"
+    hosted.time.sleep(70)  # the time for one request, and the grace
+    assert hosted.track.pending(hosted.run()) is None
