@@ -82,6 +82,7 @@ class Executor:
                 "serializer": DBOSPortableJSONSerializer(),
                 "enable_otlp": False,
                 "log_level": "ERROR",
+                "notification_listener_polling_interval_sec": POLL_S,  # how long the end of its thread takes
             }
         )
 
@@ -150,7 +151,8 @@ class Executor:
                 return await self._in_thread(lambda: self._answered(run, work))
             except Stopping:
                 # Neither a result nor an error: whoever takes the workflow over does this step again.
-                return await asyncio.get_running_loop().create_future()
+                future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+                return await future
 
         return await DBOS.run_step_async({"name": name}, body)
 

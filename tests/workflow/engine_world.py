@@ -1,0 +1,144 @@
+"""Runs of two clients without rows, models or providers: steps that count themselves, and how to end them.
+
+Called as a program it runs one of them in a process of its own: `engine_world.py FOLDER WHAT [RUN [URL]]`.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from fine_tune_runner.types import Place, Run, RunContext, Step
+from fine_tune_runner.workflow.durable import Durable
+from fine_tune_runner.workflow.engine import Event
+
+ROOT = Path(__file__).parents[2]
+
+
+class Number(msgspec.Struct, frozen=True):
+    """What every step gives."""
+
+    number: int
+
+
+def clock() -> datetime:
+    return datetime.now(UTC)
+
+
+def a_run(client: str = "hre", version: int = 1) -> Run:
+    return Run(
+        run_id=f"{client}-v{version}-b-00000000-1",
+        client_id=client,
+        version=version,
+        track="B",
+        track_reason="test",
+        attempt=1,
+        dataset_sha256="0" * 64,
+        created_at=clock(),
+        who="anna",
+    )
+
+
+def ran(folder: Path) -> list[str]:
+    """Every step that was begun, in every process, as `RUN STEP`."""
+    path = folder / "ran.txt"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+class Steps:
+    """Four steps in three places, each written down as it begins; `do` says what one does besides.
+
+    `label` is what the client `hre` asks of workers.
+    """
+
+    def __init__(self, folder: Path, label: str | None = None, **do: Callable[[RunContext], None]) -> None:
+        self.folder = folder
+        self.label = label
+        self.do = do
+        self.names: list[tuple[str, Place]] = [
+            ("load", "registry"),
+            ("train", "train"),
+            ("score", "evaluate"),
+            ("promote", "registry"),
+        ]
+
+    def plan(self, run: Run) -> Sequence[Step]:
+        label = self.label if run.client_id == "hre" else None
+        return [
+            Step(name=name, gives=Number, do=self._step(name), place=place, label=label)
+            for name, place in self.names
+        ]
+
+    def _step(self, name: str) -> Callable[[RunContext], Number]:
+        def do(context: RunContext) -> Number:
+            with (self.folder / "ran.txt").open("a") as file:
+                file.write(f"{context.run.run_id} {name}\n")
+            self.do.get(name, lambda context: None)(context)
+            return Number(len(name))
+
+        return do
+
+
+def slowly(context: RunContext) -> None:
+    """A long step that hears when it shall stop."""
+    for _ in range(1200):
+        context.check_cancelled()
+        time.sleep(0.05)
+
+
+def briefly(context: RunContext) -> None:
+    """A step during which others look on."""
+    time.sleep(0.5)
+
+
+def engine(
+    folder: Path,
+    steps: Steps,
+    events: list[Event] | None = None,
+    notices: list[str] | None = None,
+    url: str | None = None,
+) -> Durable:
+    heard = events if events is not None else []
+    told = notices if notices is not None else []
+    return Durable(folder, steps.plan, clock, listener=heard.append, notice=told.append, url=url)
+
+
+def start(folder: Path, what: str, *more: str) -> subprocess.Popen[str]:
+    """A process of this file's main."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.workflow.engine_world", str(folder), what, *more],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_until(seen: Callable[[], bool], child: subprocess.Popen[str] | None = None) -> None:
+    deadline = time.monotonic() + 60
+    while not seen():
+        assert child is None or child.poll() is None, child.communicate()[0]
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.02)
+
+
+def main(folder: Path, what: str, client: str = "hre") -> None:
+    """`slow`: a run whose training lasts a minute; `die`: one that ends the process in mid-training."""
+    steps = {
+        "slow": Steps(folder, train=slowly),
+        "die": Steps(folder, train=lambda context: os._exit(9)),
+        "quick": Steps(folder),
+    }[what]
+    told = Durable(folder, steps.plan, clock, notice=lambda text: print(text, flush=True))
+    told.run(a_run(client))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), *sys.argv[2:])
