@@ -63,12 +63,15 @@ def ask(
 ) -> tuple[Reply, ...]:
     """One reply a prompt, in the order of the prompts; as `collect`."""
     replies: dict[tuple[str, int], Reply] = {}
+    settled: set[tuple[str, int]] = set()
     open_prompts = prompts
     for attempt in range(RETRIES + 1):
         for reply in answerer.replies(model.model_id, open_prompts, decoding):
             replies[reply.question_id, reply.k] = reply
-            if on_reply and (reply.text is not None or attempt == RETRIES):
-                on_reply(_settled(replies, attempt == RETRIES), len(prompts))
+            if reply.text is not None or attempt == RETRIES:
+                settled.add((reply.question_id, reply.k))
+                if on_reply:
+                    on_reply(len(settled), len(prompts))
         open_prompts = [p for p in prompts if _failed(replies.get((p.question_id, p.k)))]
         if not open_prompts:
             break
@@ -80,10 +83,6 @@ def ask(
 
 def _failed(reply: Reply | None) -> bool:
     return reply is None or reply.text is None
-
-
-def _settled(replies: dict[tuple[str, int], Reply], last: bool) -> int:
-    return sum(last or reply.text is not None for reply in replies.values())
 
 
 def fingerprint(

@@ -110,7 +110,9 @@ class Remembered:
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """[n texts, d], rows of length 1."""
         by_key = {text_key(text): text for text in texts}
-        self._used.update((key, self._kept[key]) for key in by_key.keys() - self._used if key in self._kept)
+        self._used.update(
+            (key, self._kept[key]) for key in by_key if key not in self._used and key in self._kept
+        )
         fresh = [key for key in by_key if key not in self._used]
         if fresh:
             found = self._embedder.embed([by_key[key] for key in fresh])
