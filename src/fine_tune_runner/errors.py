@@ -8,6 +8,7 @@
     ├─ MissingModel              1   weights, tokenizer or embedder are not on this machine
     ├─ TrainingError             1   the trainer stopped; its checkpoint stays
     ├─ ServingError              1   a model could not be loaded or asked
+    ├─ ParityError               1   what a server answers with is not the model that was trained
     ├─ ProviderError             1   a hosted provider or an Ollama host answered badly
     ├─ RegistryError             1   the registry cannot be read or changed as asked
     ├─ RunError                  1   a run is alive elsewhere, unknown, or cannot go on
@@ -72,6 +73,12 @@ class ServingError(RunnerError):
     """A model cannot be loaded or does not answer."""
 
     code = "serving"
+
+
+class ParityError(RunnerError):
+    """A served model differs from the trained one: the message names check, numbers and remedy."""
+
+    code = "parity"
 
 
 class ProviderError(RunnerError):

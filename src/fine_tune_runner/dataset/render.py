@@ -92,6 +92,7 @@ class ChatTokenizer:
         self._inside = _plain(Tokenizer.from_str(json.dumps(_without_prefix_space(spec))))
         special = [t["content"] for t in spec["added_tokens"] if t["special"] and t["content"]]
         self._special = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or "(?!)")
+        self._byte_level = "ByteLevel" in json.dumps([spec.get("pre_tokenizer"), spec.get("decoder")])
         self._plans: dict[tuple[str, ...], _Plan] = {}
         self.stop_tokens: tuple[int, ...] = tuple(sorted(self._stops(config)))
 
@@ -138,6 +139,22 @@ class ChatTokenizer:
         """Text of an answer; special tokens are left out."""
         text: str = self._whole.decode(list(tokens), skip_special_tokens=True)
         return text
+
+    def text_ids(self, text: str) -> list[int]:
+        """Tokens of a text as a server takes a rendered prompt: what looks like a special token is one."""
+        ids: list[int] = self._whole.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def token_text(self, token: int) -> str:
+        """A token as the vocabulary spells it, for messages to people."""
+        return self._whole.id_to_token(token) or f"token {token}"
+
+    def token_bytes(self, token: int) -> bytes:
+        """What a token stands for in running text; empty for a special token and an unknown one."""
+        text = self._whole.id_to_token(token)
+        if text is None or self._special.fullmatch(text):
+            return b""
+        return _token_bytes(text, self._byte_level)
 
     def _lengths(self, pieces: set[tuple[str, bool]]) -> dict[tuple[str, bool], int]:
         lengths: dict[tuple[str, bool], int] = {}
@@ -292,6 +309,25 @@ def _plain(tokenizer: Tokenizer) -> Tokenizer:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+def _token_bytes(text: str, byte_level: bool) -> bytes:
+    """Byte-level BPE writes bytes as letters (GPT-2's table); SentencePiece as `<0x0A>`, spaces as U+2581."""
+    if byte_level and all(letter in _LETTER_BYTES for letter in text):
+        return bytes(_LETTER_BYTES[letter] for letter in text)
+    if re.fullmatch(r"<0x[0-9A-F]{2}>", text):
+        return bytes([int(text[3:5], 16)])
+    return text.replace("\u2581", " ").encode()
+
+
+def _letter_bytes() -> dict[str, int]:
+    """GPT-2's table (openai/gpt-2, encoder.py, bytes_to_unicode): printable bytes stand for themselves."""
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {chr(b): b for b in plain} | {chr(256 + n): b for n, b in enumerate(others)}
+
+
+_LETTER_BYTES = _letter_bytes()
 
 
 def _without_prefix_space(spec: dict[str, Any]) -> dict[str, Any]:

@@ -120,8 +120,7 @@ def _update(pair: Pair, scale: float, heads: int | None) -> Rows:
     b = np.float32(scale) * (permute(pair.b, heads) if heads else pair.b)
 
     def rows(a: NDArray[np.float32], start: int, stop: int) -> NDArray[np.float32]:
-        product: NDArray[np.float32] = b[start:stop] @ a
-        return product
+        return np.asarray(b[start:stop] @ a, dtype=np.float32)
 
     return partial(rows, pair.a)
 

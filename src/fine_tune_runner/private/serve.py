@@ -93,11 +93,7 @@ class EmbeddedAnswerer:
         A reply depends on decoding, question id and k, not on the order of the prompts. Raises ServingError
         for a model that was not loaded.
         """
-        if model_id not in self._lora_of:
-            raise ServingError(f"{model_id} is not loaded here; loaded: {', '.join(self._lora_of) or 'none'}")
-        complete = self._complete
-        if complete is None:
-            raise ServingError(f"{model_id}: the server is closed; open it again")
+        complete = self._server(model_id)
         waiting = iter(prompts)
         # The first prompt alone: it leaves the shared system prompt behind for the others.
         for prompt in islice(waiting, 1):
@@ -106,23 +102,47 @@ class EmbeddedAnswerer:
             lambda prompt: self._reply(complete, model_id, prompt, decoding), waiting, self._slots
         )
 
+    def next_tokens(self, model_id: str, tokens: Sequence[int], top: int = 100) -> dict[int, float]:
+        """Natural-log probabilities of the `top` likeliest tokens after `tokens`, by id.
+
+        From the raw logits, so no sampling setting counts. Raises ServingError where llama.cpp refuses.
+        """
+        complete = self._server(model_id)
+        # Log-probabilities are withheld where half a character is drawn: so it is made to draw a letter.
+        letter = self._tokenizer.text_ids("a")[-1]
+        asked = {"prompt": list(tokens), "max_tokens": 1, "logprobs": top, "logit_bias": [[letter, 1e6]]}
+        answer = complete({**asked, "temperature": 0.0, "cache_prompt": True, "lora": self._scales(model_id)})
+        if "error" in answer:
+            raise ServingError(f"{model_id}: llama.cpp answers {answer['error']['message']}")
+        (first,) = answer["choices"][0]["logprobs"]["content"]
+        return {entry["id"]: entry["logprob"] for entry in first["top_logprobs"]}
+
     def close(self) -> None:
         """Let go of the server, which ends its threads."""
         self._complete = None
 
-    def _reply(self, complete: Complete, model_id: str, prompt: Prompt, decoding: Decoding) -> Reply:
-        wanted = self._lora_of[model_id]
+    def _server(self, model_id: str) -> Complete:
+        if model_id not in self._lora_of:
+            raise ServingError(f"{model_id} is not loaded here; loaded: {', '.join(self._lora_of) or 'none'}")
+        if self._complete is None:
+            raise ServingError(f"{model_id}: the server is closed; open it again")
+        return self._complete
+
+    def _scales(self, model_id: str) -> list[dict[str, float]]:
         # Scale 0 is said for every other adapter: llama.cpp takes the start-up scale for those left out.
-        scales = [{"id": n, "scale": 1.0 if n == wanted else 0.0} for n in range(self._adapters)]
+        wanted = self._lora_of[model_id]
+        return [{"id": n, "scale": 1.0 if n == wanted else 0.0} for n in range(self._adapters)]
+
+    def _reply(self, complete: Complete, model_id: str, prompt: Prompt, decoding: Decoding) -> Reply:
         try:
             answer = complete(
                 {
                     "prompt": self._tokenizer.prompt(prompt.messages),
                     "max_tokens": decoding.max_tokens,
                     "temperature": decoding.temperature,
-                    "seed": _seed(decoding, prompt),
+                    "seed": seed_of(decoding, prompt),
                     "cache_prompt": True,
-                    "lora": scales,
+                    "lora": self._scales(model_id),
                     **_NEUTRAL_SAMPLING,
                 }
             )
@@ -140,7 +160,8 @@ class EmbeddedAnswerer:
 _NEUTRAL_SAMPLING: dict[str, Any] = {"top_k": 40, "top_p": 1.0, "min_p": 0.0, "repeat_penalty": 1.0}
 
 
-def _seed(decoding: Decoding, prompt: Prompt) -> int:
+def seed_of(decoding: Decoding, prompt: Prompt) -> int:
+    """The seed of one answer: it depends on the question and the repeat, not on the order of asking."""
     key = f"{decoding.seed} {prompt.question_id} {prompt.k}".encode()
     return int.from_bytes(hashlib.sha256(key).digest()[:4], "big") % 2**31
 
