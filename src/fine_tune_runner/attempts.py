@@ -20,6 +20,7 @@ from fine_tune_runner.settings import Client, Settings, load_client
 from fine_tune_runner.types import Clock, Dataset, Request, Run, Track, TrackChoice, VersionKey
 from fine_tune_runner.workflow.engine import Engine, RunState
 
+UNFINISHED = ("interrupted", "queued", "waiting")  # states of a run that goes on when it is told to
 RUN_ID = re.compile(r"([a-z0-9][a-z0-9-]*)-v([1-9][0-9]*)-([ab])-([0-9a-f]{8})-([1-9][0-9]*)")
 
 
@@ -68,7 +69,7 @@ class Attempts:
             return _worded(last.run, request)
         if last and last.state == "running":
             raise RunError(f"run {last.run.run_id} is alive in process {last.pid}")
-        if last and last.state == "interrupted" and track_port.ended(last.run) is None:
+        if last and last.state in UNFINISHED and track_port.ended(last.run) is None:
             run_id = last.run.run_id  # what it paid for may still be going on elsewhere
             raise RunError(f"run {run_id} is unfinished: fine-tune resume {run_id}, or cancel it first")
         if reason := track_port.unavailable():

@@ -1,17 +1,27 @@
-"""Forgetting a client: its models at a provider and its folder go, one line stays: when, and by whom."""
+"""Forgetting a client: its models at a provider and its folder go, one line stays: when, and by whom.
+
+The folder is renamed out of the data folder first, which is the moment from which the client is forgotten;
+what a crash leaves after that is finished by `sweep`.
+"""
 
 from __future__ import annotations
 
-import os
 import shutil
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
 import msgspec
 
+from fine_tune_runner.attempts import RUN_ID
 from fine_tune_runner.errors import RunError, RunnerError
+from fine_tune_runner.files import fsync_dir, locked, write_atomic
 from fine_tune_runner.runner import FineTuneRunner
 from fine_tune_runner.settings import Client, load_client
+
+NOTE = "erasure.json"  # in the client's folder: the line to be left behind
+SET_ASIDE = "erasing-"
+LOCK_WAIT_S = 600.0
 
 
 class Erasure(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,9 +35,21 @@ class Erasure(msgspec.Struct, frozen=True, kw_only=True):
     elsewhere: tuple[str, ...] = ()  # models that were deleted at a provider
 
 
+class Forgotten(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of `forgotten.jsonl`, all that stays."""
+
+    client_id: str
+    at: datetime
+    who: str
+    files: int
+
+
 def forgetting(runner: FineTuneRunner, client_id: str) -> Erasure:
     """What `forget` would erase; RunError while a run of this client is alive."""
     client = load_client(runner.settings, client_id)
+    if client.dir.is_symlink():
+        target = client.dir.resolve()
+        raise RunError(f"{client.dir} is a link to {target}; put the folder itself in its place, then forget")
     if alive := [state for state in runner.engine.runs(client_id) if state.state == "running"]:
         run_id = alive[0].run.run_id
         raise RunError(f"run {run_id} is alive; first: fine-tune cancel {run_id}")
@@ -41,15 +63,71 @@ def forgetting(runner: FineTuneRunner, client_id: str) -> Erasure:
     )
 
 
-def forget(runner: FineTuneRunner, client_id: str, *, here_only: bool = False) -> Erasure:
+def forget(
+    runner: FineTuneRunner,
+    client_id: str,
+    *,
+    here_only: bool = False,
+    crash_point: Callable[[str], None] = lambda _point: None,
+) -> Erasure:
     """Erase a client at its providers, then here; what stays is one line in `.fine-tune/forgotten.jsonl`.
 
-    Where a provider cannot be reached nothing is erased, unless `here_only` leaves it alone.
+    Where a provider cannot be reached nothing is erased, unless `here_only` leaves it alone. `crash_point` is
+    called between two effects; tests end there.
     """
+    data_dir = runner.settings.data_dir
+    sweep(data_dir)
     plan = forgetting(runner, client_id)
-    elsewhere = () if here_only else _forget_elsewhere(runner, load_client(runner.settings, client_id))
-    _erase(plan, runner.settings.data_dir, runner.who, runner.clock())
+    client = load_client(runner.settings, client_id)
+    elsewhere = () if here_only else _forget_elsewhere(runner, client)
+    shared = data_dir / ".fine-tune"
+    shared.mkdir(mode=0o700, exist_ok=True)
+    line = Forgotten(client_id=client_id, at=runner.clock(), who=runner.who, files=plan.files)
+    write_atomic(client.dir / NOTE, msgspec.json.encode(line))
+    crash_point("noted")
+    client.dir.rename(shared / f"{SET_ASIDE}{client_id}")
+    fsync_dir(data_dir)
+    crash_point("set aside")
+    sweep(data_dir, wait_s=LOCK_WAIT_S, crash_point=crash_point)
     return msgspec.structs.replace(plan, elsewhere=elsewhere)
+
+
+def sweep(
+    data_dir: Path, *, wait_s: float = 0.0, crash_point: Callable[[str], None] = lambda _point: None
+) -> tuple[str, ...]:
+    """Finish every erasure that was begun, and name its clients; none while another process does it."""
+    shared = data_dir / ".fine-tune"
+    if not any(shared.glob(f"{SET_ASIDE}*")):
+        return ()
+    try:
+        with locked(shared / "erasing.lock", wait_s=wait_s):
+            folders = sorted(shared.glob(f"{SET_ASIDE}*"))
+            for folder in folders:
+                _finish(data_dir, folder, crash_point)
+            return tuple(folder.name.removeprefix(SET_ASIDE) for folder in folders)
+    except BlockingIOError:
+        return ()
+
+
+def _finish(data_dir: Path, folder: Path, crash_point: Callable[[str], None]) -> None:
+    """Line, ledger, folder, in this order: the note goes last, so that what was done is known."""
+    from fine_tune_runner.workflow.ledger import Ledger  # SQLite, only where there is something to finish
+
+    client_id, note = folder.name.removeprefix(SET_ASIDE), folder / NOTE
+    if note.is_file():
+        record, line = folder.parent / "forgotten.jsonl", note.read_bytes() + b"\n"
+        before = record.read_bytes() if record.is_file() else b""
+        if line not in before.splitlines(keepends=True):
+            write_atomic(record, before + line)
+    crash_point("recorded")
+
+    def mine(run_id: str) -> bool:
+        name = RUN_ID.fullmatch(run_id)
+        return name is not None and name[1] == client_id
+
+    Ledger(data_dir).erase(mine)
+    crash_point("off the ledger")
+    shutil.rmtree(folder)
 
 
 def _forget_elsewhere(runner: FineTuneRunner, client: Client) -> tuple[str, ...]:
@@ -67,15 +145,3 @@ def _forget_elsewhere(runner: FineTuneRunner, client: Client) -> tuple[str, ...]
                     "to leave what is there: --here-only"
                 ) from None
     return gone
-
-
-def _erase(erasure: Erasure, data_dir: Path, who: str, at: datetime) -> None:
-    """Put the erasure on record, then do it; a crash in between is finished by doing it again."""
-    shared = data_dir / ".fine-tune"
-    shared.mkdir(mode=0o700, exist_ok=True)
-    line = {"client_id": erasure.client_id, "at": at, "who": who, "files": erasure.files}
-    with (shared / "forgotten.jsonl").open("ab") as file:
-        file.write(msgspec.json.encode(line) + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-    shutil.rmtree(erasure.folder)

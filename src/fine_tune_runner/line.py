@@ -313,7 +313,7 @@ class Line:
             return edits.get(self._registry.entries(), key)
         entries = self._registry.change(
             "promote",
-            lambda entries: edits.promoted(entries, key, verdict.compared_with),
+            lambda entries: edits.promoted(entries, key, verdict.compared_with, self._client.id),
             who=who,
             why=verdict.reason,
             key=key,

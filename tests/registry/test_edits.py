@@ -32,19 +32,20 @@ def key(version: int, track: Track = "B") -> VersionKey:
 
 
 def test_promotion_archives_the_version_before() -> None:
-    after = edits.promoted((entry(1, "active"), entry(2)), key(2), key(1))
+    after = edits.promoted((entry(1, "active"), entry(2)), key(2), key(1), "hre")
     assert [(e.version, e.status, e.active) for e in after] == [(1, "archived", False), (2, "active", True)]
 
 
 def test_promotion_is_compare_and_set_against_the_version_the_gate_compared_with() -> None:
     entries = (entry(1, "archived"), entry(2, "active"), entry(3))
-    with pytest.raises(RegistryError, match=r"v2 \(track B\) is in service now; evaluate it again"):
-        edits.promoted(entries, key(3), key(1))
+    again = r"evaluate it again: fine-tune eval --client hre --version 3 --track b"
+    with pytest.raises(RegistryError, match=rf"v2 \(track B\) is in service now; {again}"):
+        edits.promoted(entries, key(3), key(1), "hre")
 
 
 def test_promoting_what_is_in_service_changes_nothing() -> None:
     entries = (entry(1, "active"),)
-    assert edits.promoted(entries, key(1), None) == entries
+    assert edits.promoted(entries, key(1), None, "hre") == entries
 
 
 def test_rollback_takes_only_what_was_in_service_before() -> None:
@@ -67,6 +68,23 @@ def test_the_same_version_may_stand_on_both_tracks() -> None:
 def test_a_version_without_a_model_is_not_promoted() -> None:
     with pytest.raises(RegistryError, match="has no model"):
         edits.overridden((entry(1, model=None),), key(1))
+
+
+def test_a_version_whose_model_was_deleted_stays_on_record_and_cannot_be_rolled_back_to() -> None:
+    entries = edits.without_model((entry(1, "archived"), entry(2, "archived"), entry(3, "active")), key(1))
+    assert [(e.version, e.model_id is None, e.status) for e in entries[:2]] == [
+        (1, True, "archived"),
+        (2, False, "archived"),
+    ]
+    with pytest.raises(RegistryError, match="has no model"):
+        edits.rolled_back(entries, key(1))
+    with pytest.raises(RegistryError, match="roll back to one of: v2 "):
+        edits.rolled_back((*entries, entry(4, "refused")), key(4))
+
+
+def test_the_model_in_service_is_not_taken_off_the_record() -> None:
+    with pytest.raises(RegistryError, match=r"v1 \(track B\) is in service"):
+        edits.without_model((entry(1, "active"),), key(1))
 
 
 @pytest.mark.parametrize(

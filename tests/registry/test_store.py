@@ -245,7 +245,7 @@ def test_any_interleaving_keeps_one_active_loses_nothing_and_keeps_the_chain(
         r = registry(folder, crash_at=crash_at)
         edit: dict[str, Callable[[Entries], Entries]] = {
             "register": lambda e, v=version: edits.registered(e, entry(v)),
-            "promote": lambda e, v=version: edits.promoted(e, key(v), _active_key(e)),
+            "promote": lambda e, v=version: edits.promoted(e, key(v), _active_key(e), "hre"),
             "rollback": lambda e, v=version: edits.rolled_back(e, key(v)),
             "override": lambda e, v=version: edits.overridden(e, key(v)),
         }

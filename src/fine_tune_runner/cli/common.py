@@ -10,6 +10,7 @@ from typing import Any
 import click
 import msgspec
 
+from fine_tune_runner.erasure import sweep
 from fine_tune_runner.errors import UsageError
 from fine_tune_runner.runner import FineTuneRunner
 from fine_tune_runner.settings import MOST_ANSWERS, Settings, load_settings
@@ -52,9 +53,17 @@ def settings(poll_s: float | None = None) -> Settings:
     return found if poll_s is None else msgspec.structs.replace(found, poll_s=poll_s)
 
 
+def reader() -> FineTuneRunner:
+    """The library over this machine's settings, for commands that change nothing."""
+    return FineTuneRunner(settings(), notice=notice)
+
+
 def runner(poll_s: float | None = None, **words: Any) -> FineTuneRunner:
-    """The library over this machine's settings."""
-    return FineTuneRunner(settings(poll_s), notice=notice, **words)
+    """The library over this machine's settings, once what a crash left of a `forget` is finished."""
+    found = settings(poll_s)
+    for client_id in sweep(found.data_dir):
+        notice(f"finished erasing {client_id}, which was cut off")
+    return FineTuneRunner(found, notice=notice, **words)
 
 
 def money(estimate: Estimate) -> str:

@@ -19,6 +19,7 @@ def forget_command(client_id: str, dry_run: bool, here_only: bool, yes: bool, as
     """Erase a client: data, holdouts, runs, models, registry and record, here and at its hosted provider.
 
     This cannot be undone. What stays is one line that says when and by whom, in .fine-tune/forgotten.jsonl.
+    The folder is set aside first: an erasure that was cut off is finished by the next command that writes.
 
     \b
     Examples:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from fine_tune_runner.cli.common import MARKS, echo, echo_json, json_option, notice, runner, table
+from fine_tune_runner.cli.common import MARKS, echo, echo_json, json_option, notice, reader, table
 from fine_tune_runner.status import Row, rows
 
 
@@ -19,7 +19,7 @@ def status_command(client_id: str | None, as_json: bool) -> int:
       fine-tune status
       fine-tune status --client hre --json
     """
-    line = runner()
+    line = reader()
     found = rows(line, client_id, notice)
     if as_json:
         for row in found:

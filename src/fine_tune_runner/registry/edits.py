@@ -90,10 +90,10 @@ def marked(entries: Entries, key: VersionKey, status: Status) -> Entries:
     return _replaced(entries, msgspec.structs.replace(entry, status=status))
 
 
-def promoted(entries: Entries, key: VersionKey, expected: VersionKey | None) -> Entries:
+def promoted(entries: Entries, key: VersionKey, expected: VersionKey | None, client_id: str) -> Entries:
     """Put a version into service and archive the one before: compare-and-set against `expected`.
 
-    `expected` is the version that the gate compared with. Raises RegistryError where another one is in
+    `expected` is the version that the gate compared with; `client_id` is for the message. Raises RegistryError where another one is in
     service by now, since the verdict says nothing about that one.
     """
     now = active(entries)
@@ -103,7 +103,7 @@ def promoted(entries: Entries, key: VersionKey, expected: VersionKey | None) -> 
         raise RegistryError(
             f"{spell(key)} was compared with {spell(expected) if expected else 'nothing'}, but "
             f"{spell(now.key) if now else 'nothing'} is in service now; evaluate it again: "
-            f"fine-tune eval --version {key.version}"
+            f"fine-tune eval --client {client_id} --version {key.version} --track {key.track.lower()}"
         )
     return _activated(entries, key)
 
@@ -119,7 +119,7 @@ def rolled_back(entries: Entries, key: VersionKey) -> Entries:
     if entry.active:
         return entries
     if entry.status != "archived":
-        once = [spell(e.key) for e in entries if e.status == "archived"]
+        once = [spell(e.key) for e in entries if e.status == "archived" and e.model_id]
         raise RegistryError(
             f"{spell(key)} was never in service (status {entry.status}); "
             f"roll back to one of: {', '.join(once) or 'none'}"

@@ -165,6 +165,20 @@ class Ledger:
         with self._open() as database:
             return _reason(database, run_id)
 
+    def erase(self, mine: Callable[[str], bool]) -> None:
+        """Take the runs that are `mine`, by their ids, off the record for good, and their locks with them."""
+        if (self._folder / "ledger.sqlite").is_file():
+            with self._open() as database:
+                rows = database.execute(
+                    "SELECT run_id FROM effects UNION SELECT run_id FROM closed"
+                ).fetchall()
+                gone = [(row["run_id"],) for row in rows if mine(row["run_id"])]
+                database.executemany("DELETE FROM effects WHERE run_id = ?", gone)
+                database.executemany("DELETE FROM closed WHERE run_id = ?", gone)
+        for lock in (self._folder / "locks").glob("*"):
+            if mine(lock.name.rpartition(".")[0]):
+                lock.unlink(missing_ok=True)
+
     def effects(self, run_id: str | None = None) -> list[Effect]:
         """Every effect on record, or those of one run, oldest first."""
         with self._open() as database:
@@ -265,6 +279,7 @@ class Ledger:
             with contextlib.closing(sqlite3.connect(path, timeout=60, isolation_level=None)) as database:
                 database.row_factory = sqlite3.Row
                 database.execute("PRAGMA synchronous = FULL")
+                database.execute("PRAGMA secure_delete = ON")  # what is erased is overwritten
                 database.executescript(SCHEMA)
                 database.execute("BEGIN IMMEDIATE")
                 yield database
