@@ -38,6 +38,7 @@ LAYERS = {
     "hosted": 5,
     "private": 5,
     "sample": 5,
+    "alerts": 6,
     "line": 6,
     "attempts": 6,
     "scaffold": 6,

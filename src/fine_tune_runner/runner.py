@@ -12,11 +12,14 @@ from typing import Any
 
 import msgspec
 
+from fine_tune_runner.alerts import Alerts
 from fine_tune_runner.attempts import Attempts
 from fine_tune_runner.dataset import read
 from fine_tune_runner.errors import (
     DataError,
+    Interrupted,
     MissingModel,
+    NeedsApproval,
     RegistryError,
     ServingError,
     UsageError,
@@ -49,10 +52,11 @@ from fine_tune_runner.types import (
     Verdict,
     VersionKey,
 )
-from fine_tune_runner.workflow.engine import Engine, Event
-from fine_tune_runner.workflow.journal import Journal
+from fine_tune_runner.workflow.durable import Durable
+from fine_tune_runner.workflow.engine import Engine, Event, Plan
 
 TrackMaker = Callable[[Settings, Client], TrackPort]
+EngineMaker = Callable[[Settings, Plan, Clock, Callable[[Event], None], Callable[[str], None]], Engine]
 
 
 def _hosted(settings: Settings, client: Client) -> TrackPort:
@@ -62,6 +66,10 @@ def _hosted(settings: Settings, client: Client) -> TrackPort:
 
 
 def _private(settings: Settings, client: Client) -> TrackPort:
+    if settings.ollama_host:
+        from fine_tune_runner.private.served import Served
+
+        return Served(settings, client)
     from fine_tune_runner.private.track import Embedded
 
     return Embedded(settings, client)
@@ -86,6 +94,26 @@ def minilm(settings: Settings) -> Embedder:
     )
 
 
+def durable(
+    settings: Settings,
+    plan: Plan,
+    clock: Clock,
+    listener: Callable[[Event], None],
+    notice: Callable[[str], None],
+) -> Durable:
+    """The engine of the product; alone on SQLite, this machine is trusted with sensitive clients."""
+    url = settings.database_url
+    return Durable(
+        settings.data_dir,
+        plan,
+        clock,
+        url=url.reveal() if url else None,
+        labels=() if url else ("private",),
+        listener=listener,
+        notice=notice,
+    )
+
+
 class Preview(msgspec.Struct, frozen=True, kw_only=True):
     """What a run would do; `estimate` is None where findings forbid it."""
 
@@ -98,8 +126,8 @@ class Preview(msgspec.Struct, frozen=True, kw_only=True):
 class FineTuneRunner:
     """Checks, trains, evaluates, promotes and rolls back the versions of all clients in a data folder.
 
-    `listener` hears every event, `notice` every repair and warning in one line. `tracks`, `embedder` and
-    `clock` are seams for tests and for other trainers; `confirm` is asked before money is spent. Methods
+    `listener` hears every event, `notice` every repair and warning in one line. `tracks`, `embedder`, `clock`
+    and `engine` are seams for tests and for other trainers; `confirm` is asked before money is spent. Methods
     raise `RunnerError`s; a refused or held version is no error but a `Job` whose verdict says so.
     """
 
@@ -114,6 +142,7 @@ class FineTuneRunner:
         embedder: Callable[[Settings], Embedder] = minilm,
         confirm: Callable[[Estimate], bool] = lambda _estimate: True,
         who: str | None = None,
+        engine: EngineMaker = durable,
     ) -> None:
         self.settings = settings
         self._listener = listener
@@ -123,7 +152,8 @@ class FineTuneRunner:
         self._embedder = embedder
         self._confirm = confirm
         self.who = who or whoami()
-        self.engine: Engine = Journal(settings.data_dir, self._plan, clock, listener=listener)
+        self.engine = engine(settings, self._plan, clock, listener, notice)
+        self.alerts = Alerts(settings, clock, notice=notice, listener=listener)
         self._attempts = Attempts(settings, self.engine, self.port, clock, self.who)
 
     def submit(self, client_id: str, version: int, track: Track | None = None, **words: Any) -> Job:
@@ -145,8 +175,30 @@ class FineTuneRunner:
         self._emitter(run.run_id)(
             "run planned", version=run.version, title=title, track_reason=run.track_reason, done=done
         )
-        self.engine.run(run)
+        try:
+            self._drive(run)
+        finally:
+            self.alerts.run_ended(self.engine, run.run_id)
         return self.job(run.run_id)
+
+    def _drive(self, run: Run) -> None:
+        """Run to the end; where it waits for a yes to its cost, `confirm` is asked."""
+        while True:
+            try:
+                self.engine.run(run)
+            except NeedsApproval:
+                said = [event.data for event in self.engine.events(run.run_id) if event.event == "estimated"]
+                if not self._confirm(msgspec.convert(said[-1], Estimate)):
+                    raise Interrupted("not started; nothing was sent") from None
+                self.engine.approve(run)
+            else:
+                return
+
+    def leave(self, run: Run, *, approved: bool = False) -> None:
+        """Leave a run to the workers and return at once; `approved` is a yes to what it costs."""
+        if approved:
+            self.engine.approve(run)
+        self.engine.enqueue(run)
 
     def preview(self, request: Request) -> Preview:
         """Check and estimate what a request would run; nothing is sent, trained or written."""
@@ -378,7 +430,6 @@ class FineTuneRunner:
             track,
             Registry(client.dir, self.clock, notice=self._notice),
             lambda: self._embedder(self.settings),
-            self._confirm,
             self.clock,
         )
 

@@ -40,6 +40,9 @@ def doctor_command(within: int, yes: bool, as_json: bool) -> int:
     For a client that became sensitive nothing but ids is sent: it warns of all that is still there, offers to
     delete it, and exits 1 while a hosted version of it is in service.
 
+    What nobody was told yet goes to the addresses in "notify" of the client's config: runs that ended badly
+    while nobody looked, and models in service with fewer than 60 days left.
+
     \b
     Examples:
       fine-tune doctor
@@ -48,6 +51,7 @@ def doctor_command(within: int, yes: bool, as_json: bool) -> int:
     """
     line = runner()
     found = examine(line, utc_now().date(), notice)
+    line.alerts.look(line.engine, found.serving)
     show = _json if as_json else _text
     show(found, within)
     left = 0

@@ -8,6 +8,8 @@ import click
 
 from fine_tune_runner.cli.common import client_option, echo, echo_json, notice, runner, track_option
 from fine_tune_runner.errors import DataError
+from fine_tune_runner.line import run_dir_of
+from fine_tune_runner.settings import load_client
 from fine_tune_runner.types import Track
 
 
@@ -50,7 +52,7 @@ def report_command(
         entry = max(evaluated, key=lambda e: (e.version, e.created_at))
     else:
         entry = line.entry(client_id, version, track)
-    folder = line.settings.data_dir / client_id / "runs" / (entry.run_id or f"{client_id}-v{entry.version}")
+    folder = run_dir_of(load_client(line.settings, client_id), entry)
     whole = rewrite_report(folder)
     page = paths(folder).html
     if form == "json":
