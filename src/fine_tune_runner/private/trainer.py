@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from fine_tune_runner.errors import Interrupted, TrainingError
-from fine_tune_runner.files import fsync_dir
+from fine_tune_runner.files import publish
 from fine_tune_runner.private.batches import Batch, Row, epoch_batches, lay_out
 from fine_tune_runner.private.checkpoint import Checkpoint, Counters, latest, save
 from fine_tune_runner.private.llama import Llama, load_llama
@@ -276,14 +276,9 @@ def _publish(spec: TrainSpec, adapter: Adapter, finished: Finished) -> None:
         folder.mkdir(parents=True)
         save_peft(adapter, folder, Path(spec.base_dir).name)
         (folder / SUMMARY).write_bytes(msgspec.json.format(msgspec.json.encode(finished), indent=2))
-        for path in folder.iterdir():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        fsync_dir(folder)
         if spec.adapter_dir.exists():
             shutil.rmtree(spec.adapter_dir)
-        folder.rename(spec.adapter_dir)
-        fsync_dir(folder.parent)
+        publish(folder, spec.adapter_dir)
     except OSError as error:
         raise TrainingError(
             f"{spec.adapter_dir}: cannot be written: {error.strerror}; make room, then resume"
