@@ -17,7 +17,7 @@ from fine_tune_runner.evaluation.proof import read_proof
 from fine_tune_runner.evaluation.report import paths, rewrite_report, write_report
 from fine_tune_runner.registry import edits
 from fine_tune_runner.registry.store import Registry
-from fine_tune_runner.types import EvalReport, Evaluation, RegistryEntry, VersionKey
+from fine_tune_runner.types import EvalReport, Evaluation, RegistryEntry
 
 AT = datetime(2026, 11, 22, 10, tzinfo=UTC)
 
@@ -29,22 +29,8 @@ def written(folder: Path) -> Path:
 
 
 def registered(client_dir: Path) -> None:
-    """v2 first, then v3, evaluated against it and promoted."""
+    """v2 by anna, then v3, evaluated against it, by ben."""
     registry = Registry(client_dir, lambda: AT)
-    verdict = decide(compared(), 0.05)
-    for version in (2, 3):
-        entry = RegistryEntry(
-            version=version,
-            track="B",
-            model_id=f"hre-client:v{version}",
-            eval_score=None,
-            active=False,
-            created_at=AT,
-            status="eval",
-        )
-        registry.change(
-            "register", lambda e, n=entry: edits.registered(e, n), who="anna", why="trained", key=entry.key
-        )
     evaluation = Evaluation(
         method="recall",
         recall=0.75,
@@ -52,17 +38,23 @@ def registered(client_dir: Path) -> None:
         questions=4,
         answers=5,
         fingerprint="f",
-        verdict=verdict,
+        verdict=decide(compared(), 0.05),
         at=AT,
     )
-    key = VersionKey(version=3, track="B")
-    registry.change(
-        "override",
-        lambda e: edits.scored(e, key, evaluation, "holdout-hash", "eval"),
-        who="ben",
-        why="asked for by ann.example@example.com",
-        key=key,
-    )
+    for version, who, why in ((2, "anna", "trained"), (3, "ben", "asked for by ann.example@example.com")):
+        entry = RegistryEntry(
+            version=version,
+            track="B",
+            model_id=f"hre-client:v{version}",
+            eval_score=0.75 if version == 3 else None,
+            active=False,
+            created_at=AT,
+            status="eval",
+            evaluation=evaluation if version == 3 else None,
+        )
+        registry.change(
+            "register", lambda e, n=entry: edits.registered(e, n), who=who, why=why, key=entry.key
+        )
 
 
 def test_all_forms_have_every_question_with_both_answers_and_causes(tmp_path: Path) -> None:
@@ -146,7 +138,7 @@ def test_the_history_and_the_record_come_from_the_registry(tmp_path: Path) -> No
         ("v3 (B)", "eval", 0.75, "+75 against v2 (B)", True),
         ("v2 (B)", "eval", None, "", False),
     ]
-    assert [(act.who, act.action) for act in found.record] == [("anna", "register"), ("ben", "override")]
+    assert [(act.who, act.action) for act in found.record] == [("ben", "register")]
     html = paths(run).html.read_text(encoding="utf-8")
     assert "The client&#39;s versions" in html or "The client's versions" in html
     assert "On record about this version" in html

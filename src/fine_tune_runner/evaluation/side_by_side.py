@@ -16,7 +16,6 @@ from fine_tune_runner.evaluation.differ import Piece, Span, pieces, spans
 from fine_tune_runner.evaluation.holdout import Question
 from fine_tune_runner.types import Answer, EvalReport, Verdict
 
-OPEN_ALL = 30  # up to so many questions all are shown open, beyond it only those that changed
 WHY = {
     "line": "its own line \u201cRoot cause:\u201d decides",
     "committed": "a sentence commits to it",
@@ -51,7 +50,7 @@ class Side(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """One question; `expected` is the right cause, `change` one of CHANGES."""
+    """One question; `expected` is the right cause, `change` one of CHANGES. Those that changed are open."""
 
     id: str
     change: str
@@ -97,7 +96,7 @@ def question_rows(
                 reference=mask(question.reference) if question else "",
                 expected=_expected(question),
                 sides=_sides(given),
-                opened=len(asked) <= OPEN_ALL or change in ("lost", "gained"),
+                opened=change in ("lost", "gained"),
             )
         )
     return tuple(sorted(rows, key=lambda row: CHANGES.index(row.change)))
