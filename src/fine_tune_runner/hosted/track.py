@@ -19,6 +19,7 @@ from fine_tune_runner.hosted.flow import Eligible, Flow, HostedJob, Pace, Traine
 from fine_tune_runner.hosted.place import Errand, place_of
 from fine_tune_runner.hosted.providers import PROVIDERS, base_model, is_own_host
 from fine_tune_runner.hosted.remote import cancel_job, delete_files, still_on
+from fine_tune_runner.policy.egress import EgressPolicy
 from fine_tune_runner.settings import Client, Settings
 from fine_tune_runner.types import (
     Answerer,
@@ -126,11 +127,11 @@ class Hosted:
         """Data set → eligible → uploaded → paid job → trained → a model that answers."""
         flow = self._flow()
         return (
-            Step(name="eligible", gives=Eligible, do=resumable(flow.eligible)),
-            Step(name="upload", gives=Upload, do=resumable(flow.upload)),
-            Step(name="create", gives=HostedJob, do=resumable(flow.create)),
-            Step(name="poll", gives=Trained, do=resumable(flow.poll)),
-            Step(name="ready", gives=Model, do=resumable(flow.ready)),
+            Step(name="eligible", gives=Eligible, do=resumable(flow.eligible), place="hosted"),
+            Step(name="upload", gives=Upload, do=resumable(flow.upload), place="hosted"),
+            Step(name="create", gives=HostedJob, do=resumable(flow.create), place="hosted"),
+            Step(name="poll", gives=Trained, do=resumable(flow.poll), place="hosted"),
+            Step(name="ready", gives=Model, do=resumable(flow.ready), place="hosted"),
         )
 
     def base(self) -> Model:
@@ -207,6 +208,10 @@ class Hosted:
             f"--version {run.version} --track {track} --again"
         )
 
+    def follow(self, active: Model | None) -> str | None:
+        """A provider has no name of ours that could mean another version."""
+        return None
+
     def forget(self, run_ids: Sequence[str], model_ids: Sequence[str]) -> tuple[str, ...]:
         """Stop what still runs of a client, delete its files and models at the provider; the models' ids."""
         for run_id in run_ids:
@@ -235,17 +240,19 @@ class Hosted:
         For a sensitive client only "ids" is opened, whose wire refuses every request that carries more.
         """
         from fine_tune_runner.hosted.wire import Wire, anything, only_ids
+        from fine_tune_runner.policy.transport import checked_transport
 
         refusal = self._sensitive() if errand != "ids" else None
         refusal = refusal or self._no_key() or self.place.refusal(errand)
         key = self._settings.openai_api_key
         if refusal or key is None:
             raise PolicyError(refusal or "no key")
+        policy = EgressPolicy(sensitive=self._client.config.is_sensitive and errand != "ids")
         return Wire(
             self.provider,
             self.place.at(errand),
             key,
-            transport=self._transport,
+            transport=self._transport or checked_transport(policy),
             allow=only_ids if errand == "ids" else anything,
             timeout_s=self._pace.request_s,
             sleep=self._sleep,

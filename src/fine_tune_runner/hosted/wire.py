@@ -7,12 +7,10 @@ error. It knows no run and no file of a client.
 from __future__ import annotations
 
 import re
-import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
-from functools import cache
 from pathlib import Path
 from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
@@ -94,8 +92,8 @@ class _Page(msgspec.Struct, Generic[T], frozen=True):
 class Wire:
     """One provider at one address under one key; close it, or use it in a `with`.
 
-    `transport` is the seam for an egress guard; `allow` is asked before each request. Raises Unanswered,
-    Busy, Rejected and, where the provider is closed to this organisation, Closed.
+    `transport` decides what may be reached (policy/transport.py); `allow` is asked before each request.
+    Raises Unanswered, Busy, Rejected and, where the provider is closed to this organisation, Closed.
     """
 
     def __init__(
@@ -104,7 +102,7 @@ class Wire:
         base_url: str,
         key: Secret,
         *,
-        transport: httpx2.BaseTransport | None = None,
+        transport: httpx2.BaseTransport,
         allow: Callable[[httpx2.Request], None] = anything,
         timeout_s: float = 60.0,
         sleep: Callable[[float], None] = time.sleep,
@@ -114,9 +112,7 @@ class Wire:
         self._key = key
         self._sleep = sleep
         # Redirects are not followed: the key belongs to this host.
-        self._http = httpx2.Client(
-            transport=transport, timeout=timeout_s, verify=_trusted(), event_hooks={"request": [allow]}
-        )
+        self._http = httpx2.Client(transport=transport, timeout=timeout_s, event_hooks={"request": [allow]})
         self._sdk = openai.OpenAI(
             api_key=key.reveal(), base_url=base_url, max_retries=0, http_client=self._http, timeout=timeout_s
         )
@@ -329,12 +325,6 @@ class Wire:
             raise Unanswered(text) from None
         final = what in CREATES and error.status_code in FINAL
         raise Rejected(text, error.status_code, final=final) from None
-
-
-@cache
-def _trusted() -> ssl.SSLContext:
-    """The system's certificates; reading them takes a tenth of a second, so once a process."""
-    return httpx2.create_ssl_context()
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
