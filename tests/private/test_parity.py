@@ -136,8 +136,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         yield World(tmp_path_factory.mktemp("parity"), stack)
 
 
-# Measured: 0.006, 0.009 and 0.13 at most (llama.cpp keeps keys and values in F16); a missing permutation or scale
-# moves single tokens by whole nats.
+# Measured: 0.006, 0.009 and 0.13 at most (llama.cpp keeps keys and values in F16); a missing permutation
+# or scale moves single tokens by whole nats.
 @pytest.mark.parametrize(("kind", "limit"), [("F32", 0.03), ("F16", 0.03), ("Q8_0", 0.3)])
 def test_a_merged_file_has_the_log_probabilities_of_pytorch_with_the_adapter(
     kind: str, limit: float, world: World

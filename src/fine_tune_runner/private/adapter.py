@@ -41,10 +41,26 @@ _MLX_KINDS = {"dora": "DoRA", "full": "full fine-tuning"}
 
 @dataclass(frozen=True)
 class Pair:
-    """The update of a linear is `scale * b @ a`: `a` [rank, in], `b` [out, rank], in transformers' order."""
+    """The update of a linear is `scale * b @ a`, in transformers' order; read when it is asked for.
 
-    a: NDArray[np.float32]
-    b: NDArray[np.float32]
+    `shape` is (out, in). mlx-lm keeps x @ a @ b, PEFT x @ a.T @ b.T: so the one's matrices are turned.
+    """
+
+    stored_a: StoredTensor
+    stored_b: StoredTensor
+    turned: bool
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.stored_b.shape[self.turned], self.stored_a.shape[not self.turned]
+
+    def a(self) -> NDArray[np.float32]:
+        """[rank, in]."""
+        return self.stored_a.all().T if self.turned else self.stored_a.all()
+
+    def b(self) -> NDArray[np.float32]:
+        """[out, rank]."""
+        return self.stored_b.all().T if self.turned else self.stored_b.all()
 
 
 @dataclass(frozen=True)
@@ -111,13 +127,12 @@ def _pair(path: Path, where: tuple[int, str], halves: Mapping[str, StoredTensor]
         raise TrainingError(
             f"{path}: layer {where[0]} {where[1]} has but one of its two matrices; train again"
         )
-    # mlx-lm keeps x @ a @ b, PEFT x @ a.T @ b.T.
-    a, b = (tensor.all().T if is_mlx else tensor.all() for tensor in (halves["a"], halves["b"]))
-    if a.shape[0] != b.shape[1]:
+    a, b = halves["a"], halves["b"]
+    if a.shape[is_mlx] != b.shape[not is_mlx]:
         raise TrainingError(
             f"{path}: layer {where[0]} {where[1]} has matrices of different rank; train again"
         )
-    return Pair(a=a, b=b)
+    return Pair(a, b, turned=is_mlx)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -110,8 +110,8 @@ def copied_piece(tensor: BaseTensor) -> Piece:
     return Piece(tensor.name, tensor.shape, tensor.kind, tensor.raw)
 
 
-def encoded_piece(tensor: BaseTensor, wanted: str, update: Rows | None = None) -> Piece:
-    """A tensor, plus `update` where there is one, as `wanted` (a name of GGMLQuantizationType).
+def encoded_piece(tensor: BaseTensor, wanted: str, update: Callable[[], Rows] | None = None) -> Piece:
+    """A tensor, plus what `update` gives where there is one, as `wanted` (of GGMLQuantizationType).
 
     Vectors become F32, and matrices whose rows do not fill whole blocks F16, as llama-quantize does it.
     """
@@ -124,13 +124,14 @@ def encoded_piece(tensor: BaseTensor, wanted: str, update: Rows | None = None) -
         kind = GGMLQuantizationType.F16
 
     def chunks() -> Iterator[memoryview]:
+        change = update() if update is not None else None
         total, columns = row_count(tensor.shape), tensor.shape[-1]
         step = max(CHUNK_ELEMENTS // columns // tensor.unit, 1) * tensor.unit
         for start in range(0, total, step):
             stop = min(start + step, total)
             values = tensor.rows(start, stop)
-            if update is not None:
-                values = values + update(start, stop)
+            if change is not None:
+                values = values + change(start, stop)
             yield np.ascontiguousarray(quantize(values, kind)).data.cast("B")
 
     return Piece(tensor.name, tensor.shape, int(kind), chunks)

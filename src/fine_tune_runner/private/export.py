@@ -60,8 +60,8 @@ def export_adapter(adapter: Path, base_dir: Path, target: Path, metadata: Mappin
 
 def _add_tensors(writer: Any, weights: AdapterWeights, heads: Mapping[str, int]) -> None:
     for (layer, module), pair in weights.pairs.items():
-        b = permute(pair.b, heads[module]) if module in heads else pair.b
-        for half, values in (("a", pair.a), ("b", b)):
+        b = permute(pair.b(), heads[module]) if module in heads else pair.b()
+        for half, values in (("a", pair.a()), ("b", b)):
             name = f"blk.{layer}.{MODULES[module]}.weight.lora_{half}"
             writer.add_tensor(name, np.ascontiguousarray(values, dtype=np.float32))
 

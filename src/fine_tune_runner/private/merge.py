@@ -95,19 +95,18 @@ def _pieces(opened: OpenBase, adapter: AdapterWeights, kind: str) -> list[Piece]
     }
     shapes = {tensor.name: tensor.shape for tensor in opened.tensors}
     for name, (_, pair) in updates.items():
-        expected = (pair.b.shape[0], pair.a.shape[1])
-        if shapes.get(name) != expected:
+        if shapes.get(name) != pair.shape:
             found = shapes.get(name, "no such tensor")
             raise TrainingError(
-                f"{adapter.folder}: its update of {name} is {expected}, the base has {found}; give the base "
-                "that it was trained on"
+                f"{adapter.folder}: its update of {name} is {pair.shape}, the base has {found}; give the "
+                "base that it was trained on"
             )
     pieces = []
     for tensor in opened.tensors:
         if tensor.name in updates:
             module, pair = updates[tensor.name]
-            rows = _update(pair, adapter.scale, opened.heads.get(module))
-            pieces.append(encoded_piece(tensor, kind, rows))
+            update = partial(_update, pair, adapter.scale, opened.heads.get(module))
+            pieces.append(encoded_piece(tensor, kind, update))
         elif opened.is_gguf:
             pieces.append(copied_piece(tensor))
         else:
@@ -117,12 +116,13 @@ def _pieces(opened: OpenBase, adapter: AdapterWeights, kind: str) -> list[Piece]
 
 def _update(pair: Pair, scale: float, heads: int | None) -> Rows:
     """The rows of `scale * b @ a` in llama.cpp's order; the product is made a few rows at a time."""
-    b = np.float32(scale) * (permute(pair.b, heads) if heads else pair.b)
+    a, b = pair.a(), np.float32(scale) * pair.b()
+    ordered = permute(b, heads) if heads else b
 
-    def rows(a: NDArray[np.float32], start: int, stop: int) -> NDArray[np.float32]:
-        return np.asarray(b[start:stop] @ a, dtype=np.float32)
+    def rows(start: int, stop: int) -> NDArray[np.float32]:
+        return np.asarray(ordered[start:stop] @ a, dtype=np.float32)
 
-    return partial(rows, pair.a)
+    return rows
 
 
 def _quantized(source: Path, target: Path, quantization: str, quantizer: str) -> str:
