@@ -24,7 +24,7 @@ from fine_tune_runner.runner import FineTuneRunner
 from fine_tune_runner.settings import load_settings
 from fine_tune_runner.types import Estimate, Request, VersionKey
 from fine_tune_runner.workflow.engine import Event
-from tests.scripted_track import Letters, Scripted, folder_of
+from tests.scripted_track import Letters, Scripted, folder_of, in_process
 from tests.small_client import CAUSES, PROMPT, holdout_rows, train_rows, write_rows, write_version
 
 
@@ -71,6 +71,7 @@ class Desk:
             embedder=lambda settings: Letters(),
             confirm=confirm,
             who="anna",
+            engine=in_process,
         )
 
     def statuses(self) -> dict[int, str]:
@@ -477,6 +478,13 @@ def test_at_answers_what_was_in_service_then(desk: Desk) -> None:
     desk.runner().submit("small", 1)
     registry = desk.runner().registry("small")
     assert [entry.active for entry in registry.at(datetime.now(UTC))] == [True]
+
+
+def test_a_version_that_is_not_registered_is_sought_on_the_track_that_was_named_only(desk: Desk) -> None:
+    with pytest.raises(RegistryError, match=r"^v7 is not in the registry \(registered: nothing yet\)"):
+        desk.runner().entry("small", 7, None)
+    with pytest.raises(RegistryError, match=r"^v7 \(track A\) is not in the registry"):
+        desk.runner().entry("small", 7, "A")
 
 
 def test_a_run_that_is_unknown_is_an_error(desk: Desk) -> None:

@@ -405,7 +405,9 @@ class FineTuneRunner:
         found = [entry for entry in entries if entry.version == version]
         if len(found) > 1:
             raise UsageError(f"v{version} exists on both tracks; name one: --track a or --track b")
-        return found[0] if found else edits.get(entries, VersionKey(version=version, track="B"))
+        if not found:
+            raise edits.missing(entries, f"v{version}")
+        return found[0]
 
     def _servable(self, client_id: str, version: int, track: Track | None) -> RegistryEntry:
         """The entry of a version that may go into service; PolicyError for A and a sensitive client."""

@@ -206,6 +206,16 @@ def test_a_secret_is_allowed_with_a_reason(tmp_path: Path) -> None:
     assert (item.level, item.message) == ("info", "EAAB… is allowed: expired test token")
 
 
+def test_an_allowance_for_no_kind_of_secret_is_told_the_kinds_there_are(tmp_path: Path) -> None:
+    hre = client(tmp_path, allow_secrets={"meta_tokn": "expired", "email": "public", SECRET: "pasted"})
+    items = found(run(hre), "allow_secrets")
+    assert [item.level for item in items] == ["warn"] * 3
+    assert '"meta_tokn" is no kind of secret' in items[0].message
+    assert "meta_token" in items[0].remedy
+    assert "email" not in items[0].remedy  # personal data only warn, so there is nothing to allow
+    assert SECRET[4:] not in msgspec.json.encode(items).decode()
+
+
 def test_no_finding_shows_a_secret_or_personal_data(tmp_path: Path) -> None:
     bad = row(300, answer=says(f"{SECRET} {JANE}"), eval={"id": JANE, "root_cause": CAUSES[0]})
     hre = client(tmp_path, train=changed(3, bad), holdout=[bad, bad, *holdout()[2:]])

@@ -6,9 +6,10 @@ from datetime import UTC, datetime
 
 import click
 
-from fine_tune_runner.cli.common import client_option, echo, echo_json, json_option, runner, table
-from fine_tune_runner.errors import UsageError
+from fine_tune_runner.cli.common import client_option, echo, echo_json, json_option, notice, reader, table
+from fine_tune_runner.errors import RunnerError, UsageError
 from fine_tune_runner.registry import edits
+from fine_tune_runner.runner import FineTuneRunner
 from fine_tune_runner.settings import client_ids
 
 
@@ -24,7 +25,7 @@ def history_command(client_id: str, at: str | None, as_json: bool) -> int:
       fine-tune history --client hre
       fine-tune history --client hre --at 2026-11-20T12:00
     """
-    registry = runner().registry(client_id)
+    registry = reader().registry(client_id)
     if at is not None:
         time = parse_time(at)
         active = edits.active(registry.at(time))
@@ -60,20 +61,33 @@ def verify_command(client_id: str | None, as_json: bool) -> int:
       fine-tune verify
       fine-tune verify --client hre --json
     """
-    line = runner()
-    wrong = False
-    for name in [client_id] if client_id else client_ids(line.settings):
-        registry = line.registry(name)
-        faults = registry.verify()
-        wrong = wrong or bool(faults)
+    line = reader()
+    names = [client_id] if client_id else client_ids(line.settings)
+    wrong = []
+    for name in names:
+        changes, faults = _verified(line, name)
+        wrong += [name] if faults else []
         if as_json:
-            echo_json({"client_id": name, "changes": len(registry.history()), "faults": faults})
+            echo_json({"client_id": name, "changes": changes, "faults": faults})
             continue
-        changes = len(registry.history())
-        echo(f"{'✗' if faults else '✓'} {name}: {changes} changes on record", fg="red" if faults else None)
+        known = "cannot be read" if changes is None else f"{changes} changes on record"
+        echo(f"{'✗' if faults else '✓'} {name}: {known}", fg="red" if faults else None)
         for fault in faults:
             echo(f"    {fault}")
-    return int(wrong)
+    if not names and not as_json:
+        echo(f"No clients in {line.settings.data_dir}, so nothing was verified.")
+    if wrong and len(names) > 1:
+        notice(f"wrong: {', '.join(wrong)}")
+    return int(bool(wrong))
+
+
+def _verified(line: FineTuneRunner, name: str) -> tuple[int | None, list[str]]:
+    """How many changes a client's record has, None where it cannot be read, and what is wrong."""
+    try:
+        registry = line.registry(name)
+        return len(registry.history()), registry.verify()
+    except (RunnerError, OSError) as error:
+        return None, [str(error)]
 
 
 def parse_time(text: str) -> datetime:

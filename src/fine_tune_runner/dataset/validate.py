@@ -14,6 +14,7 @@ from fine_tune_runner.dataset.checks import CHECKS, Corpus
 from fine_tune_runner.dataset.columns import Columns, question_id, read_columns, with_labels
 from fine_tune_runner.dataset.duplicates import QuestionIndex, fold, masked
 from fine_tune_runner.dataset.read import holdout_path, scan, train_path, versions
+from fine_tune_runner.dataset.secrets import KINDS, mask
 from fine_tune_runner.dataset.taxonomy import Taxonomy
 from fine_tune_runner.errors import ConfigError
 from fine_tune_runner.settings import AccountState, Client, load_account_state
@@ -43,7 +44,7 @@ def check(
     holdout = read_columns(holdout_file, known, tokenizer, holdout=True)
     index = QuestionIndex(holdout.questions)
     train = read_columns(train_file, known, tokenizer, against=index)
-    items: list[Finding] = []
+    items = list(_allowances(client))
     state = _account_state(client, items)
     others = {
         str(train_path(client.dir, other)): names
@@ -58,6 +59,20 @@ def check(
         items=tuple(sorted(items, key=lambda item: _WORST_FIRST.index(item.level))),
         tokens=_stats(train, tokenizer),
     )
+
+
+def _allowances(client: Client) -> Iterator[Finding]:
+    """Keys of `allow_secrets` that allow nothing, such as one with a typing error."""
+    kinds = sorted({kind.name for kind in KINDS if kind.sort == "secret"})
+    for name in client.config.allow_secrets:
+        if name not in kinds:
+            yield Finding(
+                check="allow_secrets",
+                level="warn",
+                message=f'allow_secrets: "{mask(name)}" is no kind of secret, so it allows nothing',
+                path=str(client.dir / "config.json"),
+                remedy=f"name one of {', '.join(kinds)}",
+            )
 
 
 def _account_state(client: Client, items: list[Finding]) -> AccountState | None:

@@ -29,9 +29,14 @@ def get(entries: Sequence[RegistryEntry], key: VersionKey) -> RegistryEntry:
     """The entry of that version and track; RegistryError naming what there is instead."""
     entry = find(entries, key)
     if entry is None:
-        known = ", ".join(spell(e.key) for e in entries) or "nothing yet"
-        raise RegistryError(f"{spell(key)} is not in the registry (registered: {known})")
+        raise missing(entries, spell(key))
     return entry
+
+
+def missing(entries: Sequence[RegistryEntry], what: str) -> RegistryError:
+    """The error for a version that is not there, naming those that are."""
+    known = ", ".join(spell(e.key) for e in entries) or "nothing yet"
+    return RegistryError(f"{what} is not in the registry (registered: {known})")
 
 
 def spell(key: VersionKey) -> str:
@@ -93,8 +98,8 @@ def marked(entries: Entries, key: VersionKey, status: Status) -> Entries:
 def promoted(entries: Entries, key: VersionKey, expected: VersionKey | None, client_id: str) -> Entries:
     """Put a version into service and archive the one before: compare-and-set against `expected`.
 
-    `expected` is the version that the gate compared with; `client_id` is for the message. Raises RegistryError where another one is in
-    service by now, since the verdict says nothing about that one.
+    `expected` is the version that the gate compared with; `client_id` is for the message. Raises
+    RegistryError where another one is in service by now, since the verdict says nothing about that one.
     """
     now = active(entries)
     if now is not None and now.key == key:
