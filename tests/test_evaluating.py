@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
+from numpy.typing import NDArray
 
 from fine_tune_runner.cli import fine_tune
-from fine_tune_runner.errors import Interrupted
-from fine_tune_runner.types import Run
+from fine_tune_runner.cli.transcript import Transcript
+from fine_tune_runner.errors import ConfigError, Interrupted
+from fine_tune_runner.runner import FineTuneRunner
+from fine_tune_runner.settings import EvalConfig, load_client
+from fine_tune_runner.types import Decoding, Run
+from tests.scripted_track import Letters
 from tests.small_client import holdout_rows, write_rows
 from tests.test_runner import Desk, right, right_below, wrong
 
@@ -92,8 +98,6 @@ def test_a_comparison_across_tracks_names_the_track(desk: Desk) -> None:
     desk.track.script = {0: wrong, 1: right, 2: right}
     desk.runner().submit("small", 2, "A")
     (report,) = [e.data for e in desk.events if e.event == "evaluated" and e.data["report"]["previous_key"]]
-    from fine_tune_runner.cli.transcript import Transcript
-
     event = next(e for e in reversed(desk.events) if e.event == "evaluated")
     with CliRunner().isolation() as (out, _, _):
         Transcript("SMALL", live=False)(event)
@@ -115,3 +119,46 @@ def test_a_worse_version_is_refused_under_strict_too(desk: Desk) -> None:
     job = desk.runner().submit("small", 2, strict=True)
     assert job.verdict is not None
     assert job.verdict.decision == "refuse"
+
+
+@pytest.mark.parametrize(
+    ("wrong_value", "said"),
+    [
+        ({"answers": 0}, "eval.answers is 0; give 1 to 100"),
+        ({"answers": 101}, "eval.answers is 101"),
+        ({"temperature": -0.1}, "eval.temperature is -0.1; give 0 to 2"),
+        ({"max_tokens": 0}, "eval.max_tokens is 0; give 1 or more"),
+    ],
+)
+def test_a_wrong_value_is_named_before_any_work(desk: Desk, wrong_value: dict[str, float], said: str) -> None:
+    desk.write_config(eval=wrong_value)
+    with pytest.raises(ConfigError, match=said):
+        load_client(desk.settings, "small")
+
+
+def test_every_word_of_decoding_comes_from_the_config() -> None:
+    config = EvalConfig(temperature=0.7, max_tokens=9, seed=3, answers=4)
+    assert config.decoding == Decoding(temperature=0.7, max_tokens=9, seed=3)
+    assert len(Decoding.__struct_fields__) == 3  # a new one has to be handed on, too
+
+
+class Broken(Letters):
+    """An embedder that fails once answers are to be scored."""
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        if any("in other words" in text for text in texts):
+            raise RuntimeError("the scorer broke")
+        return super().embed(texts)
+
+
+def test_a_scorer_that_breaks_ends_the_run_and_the_version_in_service_stays(desk: Desk) -> None:
+    desk.track.script = {0: wrong, 1: right, 2: lambda question_id: f"{right(question_id)} in other words"}
+    runner = FineTuneRunner(
+        desk.settings,
+        tracks={"A": desk.track.maker(), "B": desk.track.maker()},
+        embedder=lambda settings: Broken(),
+        who="anna",
+    )
+    with pytest.raises(RuntimeError, match="the scorer broke"):
+        runner.submit("small", 2)
+    assert desk.statuses() == {1: "active", 2: "eval"}

@@ -13,7 +13,15 @@ from numpy.typing import NDArray
 
 from fine_tune_runner.dataset.taxonomy import Cause, Taxonomy
 from fine_tune_runner.errors import DataError
-from fine_tune_runner.evaluation.answers import collect, fingerprint, read_answers, score, write_answers
+from fine_tune_runner.evaluation.answers import (
+    SAMPLED,
+    collect,
+    fingerprint,
+    read_answers,
+    sampled,
+    score,
+    write_answers,
+)
 from fine_tune_runner.evaluation.holdout import Holdout, Question, measure_of
 from fine_tune_runner.types import Answer, Decoding, Message, Model, Prompt, Reply, ScoreCard
 
@@ -243,3 +251,39 @@ def test_the_card_and_each_answer_carry_the_fingerprint() -> None:
 def test_a_card_fits_into_json() -> None:
     card, _ = judged([reply("q1", "Root cause: late_default")], TWO)
     assert msgspec.json.decode(msgspec.json.encode(card), type=ScoreCard) == card
+
+
+def many(n: int, *, labelled: bool) -> Holdout:
+    """Questions `q0`, `q1`, ... of two causes."""
+    causes = ("late_default", "no_update")
+    return holdout(
+        *(ask(f"q{i}", causes[i % 2] if labelled else None, f"{'ab'[i % 2]}{'c' * i}") for i in range(n))
+    )
+
+
+def test_up_to_200_questions_all_answers_are_held_against_references() -> None:
+    assert sampled(many(SAMPLED, labelled=True)) == list(range(SAMPLED))
+
+
+def test_beyond_200_a_sample_is_where_it_decides_nothing() -> None:
+    questions = many(300, labelled=True)
+    rows = sampled(questions)
+    assert len(rows) == len(set(rows)) == SAMPLED
+    card, answers = judged([reply(f"q{i}", "Root cause: no_update") for i in range(300)], questions)
+    assert (card.recall, card.similarity_questions) == (0.5, SAMPLED)
+    assert [i for i, a in enumerate(answers) if a.similarity is not None] == rows
+
+
+def test_the_same_rows_are_drawn_whatever_stands_around_them() -> None:
+    long = many(400, labelled=True)
+    short = holdout(*long.questions[:300])
+    assert [row for row in sampled(long) if row < 300] == [
+        row for row in sampled(short) if row in set(sampled(long))
+    ]
+
+
+def test_where_similarity_decides_no_answer_is_left_out() -> None:
+    questions = holdout(*(ask(f"q{i}", None, "abc") for i in range(300)))
+    assert questions.measure == "similarity"
+    card, _ = judged([reply(f"q{i}", "abc") for i in range(300)], questions)
+    assert (len(card.per_question), card.similarity_questions) == (300, 300)

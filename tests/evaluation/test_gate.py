@@ -19,6 +19,7 @@ from fine_tune_runner.evaluation.gate import (
     decide,
     judge,
     passes,
+    schedule,
     undecided,
 )
 from fine_tune_runner.types import EvalReport, Evaluation, ScoreCard, Verdict, VersionKey
@@ -338,3 +339,28 @@ def test_versions_that_were_compared_in_a_circle_come_to_an_end() -> None:
     one, two = VersionKey(version=1, track="A"), VersionKey(version=2, track="A")
     known = {one: evaluation(-0.04, 2), two: evaluation(-0.04, 1)}
     assert behind_best(two, known[two].verdict, known, 0.05) is None
+
+
+def test_steps_that_were_judged_by_another_score_are_not_added_up() -> None:
+    one, two, three = (VersionKey(version=n, track="A") for n in (1, 2, 3))
+    by_recall = evaluation(-0.04, 1)
+    verdict = msgspec.structs.replace(by_recall.verdict, measure="similarity")
+    known = {
+        one: evaluation(None, None),
+        two: msgspec.structs.replace(by_recall, verdict=verdict),
+        three: evaluation(-0.04, 2),
+    }
+    assert behind_best(three, known[three].verdict, known, 0.05) is None
+    known[two] = by_recall
+    assert "the two were not compared" in (behind_best(three, known[three].verdict, known, 0.05) or "")
+
+
+def test_a_card_without_a_fingerprint_never_promotes() -> None:
+    nameless = card(right(9, 10), fingerprint="")
+    for new, previous in ((nameless, None), (nameless, nameless), (card(right(9, 10)), nameless)):
+        assert decide(report(new, previous), 0.05).decision == "hold"
+
+
+def test_below_twenty_questions_the_first_stage_has_three_answers() -> None:
+    assert (schedule(10), schedule(19)) == ((3, 5, 10), (3, 5, 10))
+    assert (schedule(20), schedule(1000)) == ((1, 3, 5, 10), (1, 3, 5, 10))

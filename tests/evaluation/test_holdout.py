@@ -8,7 +8,7 @@ import pytest
 
 from fine_tune_runner.dataset.taxonomy import Taxonomy, load_taxonomy
 from fine_tune_runner.errors import DataError
-from fine_tune_runner.evaluation.holdout import load_holdout
+from fine_tune_runner.evaluation.holdout import Holdout, edited, load_holdout
 
 
 def row(question: str, answer: str, **labels: Any) -> dict[str, Any]:
@@ -119,4 +119,30 @@ def test_prompts_are_one_a_question_and_repeat(tmp_path: Path, taxonomy: Taxonom
         ("a", 1),
         ("b", 0),
         ("b", 1),
+    ]
+
+
+def test_rows_that_both_ask_but_answer_in_another_way_are_found(tmp_path: Path, taxonomy: Taxonomy) -> None:
+    def in_folder(name: str, *rows: dict[str, Any]) -> Holdout:
+        (tmp_path / name).mkdir()
+        return load_holdout(write(tmp_path / name, *rows), taxonomy)
+
+    fix, other = "Root cause: csp_blocks_tags", "Root cause: consent_update_missing"
+    old = in_folder(
+        "old",
+        row("same", fix),
+        row("reworded", fix),
+        row("relabelled", "x", root_cause="a"),
+        row("gone", fix),
+    )
+    new = in_folder(
+        "new",
+        row("new", fix),
+        row("relabelled", "x", root_cause="b", id="r-7"),
+        row("same", fix, id="named since"),
+        row("reworded", other),
+    )
+    assert [(q.id, q.line, was.line) for q, was in edited(new, old)] == [
+        ("r-7", 2, 3),
+        ("v3_eval:4", 4, 2),
     ]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fine_tune_runner.errors import MissingModel
+from fine_tune_runner.errors import MissingModel, ServingError
 from fine_tune_runner.evaluation.vectors import load_vectors, save_vectors, text_key
 from fine_tune_runner.files import sha256_file
 from fine_tune_runner.types import Embedder
@@ -108,7 +108,7 @@ class Remembered:
         return self._embedder.fingerprint
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """[n texts, d], rows of length 1."""
+        """[n texts, d], rows of length 1; ServingError where the embedder gives what is no number."""
         by_key = {text_key(text): text for text in texts}
         self._used.update(
             (key, self._kept[key]) for key in by_key if key not in self._used and key in self._kept
@@ -116,6 +116,9 @@ class Remembered:
         fresh = [key for key in by_key if key not in self._used]
         if fresh:
             found = self._embedder.embed([by_key[key] for key in fresh])
+            # Every comparison with NaN is false: an answer would count as wrong that was not read at all.
+            if not np.isfinite(found).all():
+                raise ServingError("the embedder gave vectors that are no numbers; fine-tune fetch minilm")
             self._used.update(zip(fresh, found, strict=True))
         if not texts:
             return self._embedder.embed(texts)
