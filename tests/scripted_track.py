@@ -13,6 +13,7 @@ from fine_tune_runner.errors import ServingError
 from fine_tune_runner.settings import Client, Settings
 from fine_tune_runner.types import (
     Answerer,
+    Clock,
     Dataset,
     Decoding,
     Estimate,
@@ -26,6 +27,19 @@ from fine_tune_runner.types import (
     Tokenizer,
     TokenStats,
 )
+from fine_tune_runner.workflow.engine import Event, Plan
+from fine_tune_runner.workflow.journal import Journal
+
+
+def in_process(
+    settings: Settings,
+    plan: Plan,
+    clock: Clock,
+    listener: Callable[[Event], None],
+    notice: Callable[[str], None],
+) -> Journal:
+    """The engine without a database, as `FineTuneRunner` wants it: fast, and with steps in the test itself."""
+    return Journal(settings.data_dir, plan, clock, listener=listener)
 
 
 class Words:
@@ -79,6 +93,8 @@ class Scripted:
         self.elsewhere: str | None = None
         self.cancelled: list[str] = []
         self.forgotten: list[str] = []
+        self.followed: list[str | None] = []
+        self.alias_fault: str | None = None
 
     def maker(self) -> Callable[[Settings, Client], Scripted]:
         """As `runner.TRACKS` wants it."""
@@ -142,6 +158,12 @@ class Scripted:
     def cancel(self, run: Run) -> str | None:
         self.cancelled.append(run.run_id)
         return "stopped elsewhere"
+
+    def follow(self, active: Model | None) -> str | None:
+        self.followed.append(active.model_id if active else None)
+        if self.alias_fault is not None:
+            raise ServingError(self.alias_fault)
+        return None
 
     def forget(self, run_ids: Sequence[str], model_ids: Sequence[str]) -> tuple[str, ...]:
         self.forgotten += [*run_ids, *model_ids]

@@ -17,7 +17,7 @@ import msgspec
 from fine_tune_runner.dataset import read
 from fine_tune_runner.dataset.taxonomy import load_taxonomy
 from fine_tune_runner.dataset.validate import check
-from fine_tune_runner.errors import DataError, Interrupted, PolicyError, RegistryError
+from fine_tune_runner.errors import DataError, NeedsApproval, PolicyError, RegistryError, RunnerError
 from fine_tune_runner.files import write_atomic
 from fine_tune_runner.ports import TrackPort
 from fine_tune_runner.registry import edits
@@ -60,7 +60,6 @@ class Line:
         track: Track,
         registry: Registry,
         embedder: Callable[[], Embedder],
-        confirm: Callable[[Estimate], bool],
         clock: Clock,
     ) -> None:
         self._settings = settings
@@ -69,21 +68,23 @@ class Line:
         self._track = track_of(track)
         self._registry = registry
         self._embedder = embedder
-        self._confirm = confirm
         self._clock = clock
 
     def steps(self) -> Sequence[Step]:
         """Every step of a run, in order."""
-        return (
+        steps = (
             Step(name="load", gives=Dataset, do=self.load),
             Step(name="check", gives=Findings, do=self.check),
             Step(name="estimate", gives=Estimate, do=self.estimate),
             *self._track.steps(),
             Step(name="register", gives=RegistryEntry, do=self.register),
-            Step(name="evaluate", gives=EvalReport, do=self.evaluate),
+            Step(name="evaluate", gives=EvalReport, do=self.evaluate, place="evaluate"),
             Step(name="decide", gives=Verdict, do=self.decide),
             Step(name="promote", gives=RegistryEntry, do=self.promote),
         )
+        # A sensitive client's steps are done by workers that are trusted with it, and by no other.
+        label = "private" if self._client.config.is_sensitive else None
+        return tuple(msgspec.structs.replace(step, label=label) for step in steps)
 
     def load(self, context: RunContext) -> Dataset:
         """Request → Dataset; DataError where the files changed since the run was submitted."""
@@ -140,8 +141,9 @@ class Line:
                 f"estimated cost ${cost:.2f} is above --max-cost {limit:.2f}; nothing was sent. "
                 "Raise the limit, or train fewer epochs (training.epochs in config.json)"
             )
-        if cost != 0 and not self._confirm(estimate):
-            raise Interrupted("not started; nothing was sent")
+        if cost != 0 and not context.approved():
+            run_id = context.run.run_id
+            raise NeedsApproval(f"run {run_id} costs money and waits for a yes: fine-tune approve {run_id}")
         return estimate
 
     def register(self, context: RunContext) -> RegistryEntry:
@@ -319,11 +321,29 @@ class Line:
             key=key,
             run_id=run_id,
         )
+        self.follow(emit)
         entry = edits.get(entries, key)
         emit("promoted", client_id=self._client.id, model_id=entry.model_id, key=msgspec.to_builtins(key))
         if verdict.compared_with is not None:
             emit("archived", key=msgspec.to_builtins(verdict.compared_with))
         return entry
+
+    def follow(self, emit: Emit) -> None:
+        """Let names beside the registry follow it, on every track that the client has versions on.
+
+        The registry is the truth: what cannot be changed now is said, and the next command does it.
+        """
+        entries = self._registry.entries()
+        active = edits.active(entries)
+        for track in sorted({entry.track for entry in entries}):
+            try:
+                if said := self._track_of(track).follow(model_of(active) if active else None):
+                    emit("followed", message=said)
+            except RunnerError as error:
+                emit(
+                    "warning",
+                    message=f"{error}. The registry has what is in service; the next command tries again",
+                )
 
     @contextlib.contextmanager
     def serve(self, models: Sequence[Model]) -> Iterator[Mapping[str, Answerer]]:

@@ -73,6 +73,10 @@ class TrackPort(Protocol):
         """Stop what of a run goes on elsewhere, and say what that means; None where nothing does."""
         ...
 
+    def follow(self, active: Model | None) -> str | None:
+        """Let names that others ask by mean what is in service; what that changed, None for nothing."""
+        ...
+
     def forget(self, run_ids: Sequence[str], model_ids: Sequence[str]) -> tuple[str, ...]:
         """Delete what a client's runs and models left elsewhere; the models that were there."""
         ...

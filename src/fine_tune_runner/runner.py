@@ -25,6 +25,8 @@ from fine_tune_runner.errors import (
     UsageError,
 )
 from fine_tune_runner.line import Line, model_of, run_dir_of
+from fine_tune_runner.policy.egress import policy_of
+from fine_tune_runner.policy.held import held, held_step, on_record
 from fine_tune_runner.policy.track import choose_track
 from fine_tune_runner.ports import TrackPort
 from fine_tune_runner.registry import edits
@@ -164,6 +166,7 @@ class FineTuneRunner:
         request = Request(client_id=client_id, version=version, track=track, **words)
         return self.start(self.run_for(request))
 
+    @held
     def start(self, run: Run) -> Job:
         """Begin a run, or go on with it; one that is at its end is only looked up."""
         known = [state for state in self.engine.runs(run.client_id) if state.run.run_id == run.run_id]
@@ -175,6 +178,7 @@ class FineTuneRunner:
         self._emitter(run.run_id)(
             "run planned", version=run.version, title=title, track_reason=run.track_reason, done=done
         )
+        self._follow(client, run.track)
         try:
             self._drive(run)
         finally:
@@ -200,6 +204,7 @@ class FineTuneRunner:
             self.engine.approve(run)
         self.engine.enqueue(run)
 
+    @held
     def preview(self, request: Request) -> Preview:
         """Check and estimate what a request would run; nothing is sent, trained or written."""
         client, dataset, choice = self._attempts.plan(request)
@@ -210,6 +215,7 @@ class FineTuneRunner:
             estimate = self.port(client, choice.track).estimate(dataset, findings.tokens)
         return Preview(dataset=dataset, choice=choice, findings=findings, estimate=estimate)
 
+    @held
     def run_for(self, request: Request) -> Run:
         """The run that a request means (attempts.py)."""
         return self._attempts.run_for(request)
@@ -261,6 +267,7 @@ class FineTuneRunner:
             error=state.error,
         )
 
+    @held
     def findings(self, client_id: str, version: int, track: Track | None = None) -> Findings:
         """Every check of a version, by the tokenizer of the track it would take; nothing is begun."""
         client = load_client(self.settings, client_id)
@@ -272,6 +279,7 @@ class FineTuneRunner:
             embedder = None  # the findings say what was not checked
         return self._line(client, chosen).findings(version, embedder)
 
+    @held
     def evaluate(
         self,
         client_id: str,
@@ -294,11 +302,13 @@ class FineTuneRunner:
                 f"{dataset.train_path}: its content is not what v{version} was trained on; restore it, "
                 f"or publish v{version + 1}"
             )
+        self._follow(client, entry.track)
         run_dir = run_dir_of(client, entry)
         run_dir.mkdir(parents=True, exist_ok=True)
         emit = self._emitter(run_dir.name)
         line = self._line(client, entry.track)
-        report = line.measure(dataset, entry, run_dir, emit, answers=answers)
+        with on_record(policy_of(self.settings, client), run_dir, emit):
+            report = line.measure(dataset, entry, run_dir, emit, answers=answers)
         return report, line.record(report, run_dir, self.who, emit, strict=strict)
 
     def register(self, client_id: str, version: int, model_id: str, track: Track) -> RegistryEntry:
@@ -328,6 +338,7 @@ class FineTuneRunner:
         )
         return entry
 
+    @held
     def promote(
         self, client_id: str, version: int, track: Track | None = None, *, override: str | None = None
     ) -> tuple[RegistryEntry, Verdict | None]:
@@ -351,15 +362,20 @@ class FineTuneRunner:
                 key=entry.key,
                 run_id=entry.run_id,
             )
+            self._follow(load_client(self.settings, client_id), entry.track)
             return edits.get(entries, entry.key), verdict
         if verdict is None:
             raise RegistryError(
                 f"{edits.spell(entry.key)} was never evaluated; first: "
                 f"fine-tune eval --client {client_id} --version {version}"
             )
-        line = self._line(load_client(self.settings, client_id), entry.track)
-        return line.apply(entry.key, verdict, self.who, self._emitter(entry.run_id or "")), verdict
+        client = load_client(self.settings, client_id)
+        line = self._line(client, entry.track)
+        applied = line.apply(entry.key, verdict, self.who, self._emitter(entry.run_id or ""))
+        self._follow(client, entry.track)
+        return applied, verdict
 
+    @held
     def rollback(
         self, client_id: str, version: int, track: Track | None = None, *, why: str = "rollback"
     ) -> RegistryEntry:
@@ -373,8 +389,10 @@ class FineTuneRunner:
             key=entry.key,
             run_id=entry.run_id,
         )
+        self._follow(load_client(self.settings, client_id), entry.track)
         return edits.get(entries, entry.key)
 
+    @held
     def ask(self, client_id: str, question: str) -> str:
         """Let the model in service answer; PolicyError or ServingError where it cannot be asked."""
         client = load_client(self.settings, client_id)
@@ -391,7 +409,11 @@ class FineTuneRunner:
         )
         prompt = Prompt(question_id="ask", k=0, messages=messages)
         decoding = client.config.eval.decoding
-        with self._line(client, entry.track).serve([model]) as answerers:
+        run_dir = run_dir_of(client, entry)
+        with (
+            on_record(policy_of(self.settings, client), run_dir, self._emitter(run_dir.name)),
+            self._line(client, entry.track).serve([model]) as answerers,
+        ):
             replies: list[Reply] = list(answerers[model.model_id].replies(model.model_id, [prompt], decoding))
         if not replies or replies[0].text is None:
             raise ServingError(f"{model.model_id} did not answer: {replies and replies[0].error}")
@@ -435,8 +457,14 @@ class FineTuneRunner:
             self.clock,
         )
 
+    def _follow(self, client: Client, track: Track) -> None:
+        """Let names beside the registry follow it: after each change, and where a crash left one behind."""
+        self._line(client, track).follow(lambda _event, message: self._notice(message))
+
     def _plan(self, run: Run) -> Sequence[Step]:
-        return self._line(load_client(self.settings, run.client_id), run.track).steps()
+        client = load_client(self.settings, run.client_id)
+        policy = policy_of(self.settings, client)
+        return [held_step(step, policy) for step in self._line(client, run.track).steps()]
 
     def _emitter(self, run_id: str) -> Callable[..., None]:
         def emit(event: str, **data: object) -> None:

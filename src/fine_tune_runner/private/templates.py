@@ -65,6 +65,10 @@ class Family(msgspec.Struct, frozen=True, kw_only=True):
         """A message's text as it has to be sent, so that the server's prompt is the one that was trained."""
         return content.strip() if self.trims else content
 
+    def sent(self, messages: Sequence[Message]) -> tuple[Message, ...]:
+        """Messages as they have to be sent."""
+        return tuple(Message(role=m.role, content=self.prepared(m.content)) for m in messages)
+
     def _turn(self, role: str, first: bool) -> Turn:
         if role == "user" and first and self.first is not None:
             return self.first

@@ -63,11 +63,12 @@ class Embedded:
         missing = [name for name in NEEDS if importlib.util.find_spec(name) is None]
         if missing:
             return f"{', '.join(missing)} not installed; run: pip install 'fine-tune-runner[local]'"
-        _ = self._base  # weights that are missing are asked for before anything starts
+        _ = self.weights  # weights that are missing are asked for before anything starts
         return None
 
     @cached_property
-    def _base(self) -> Base:
+    def weights(self) -> Base:
+        """The base model's files on this machine."""
         return self._resolve(base_model(self._settings, self._client.config).weights)
 
     def _resolve(self, name: str) -> Base:
@@ -76,23 +77,23 @@ class Embedded:
 
     def tokenizer(self) -> Tokenizer:
         """The base model's own."""
-        return ChatTokenizer(self._base.dir, self._base.name)
+        return ChatTokenizer(self.weights.dir, self.weights.name)
 
     def base(self) -> Model:
         """The bare base model."""
         return Model(
-            model_id=self._base.name,
+            model_id=self.weights.name,
             track="B",
             provider="embedded",
-            base_model=self._base.name,
+            base_model=self.weights.name,
             dataset_sha256="",
         )
 
     def estimate(self, dataset: Dataset, tokens: TokenStats) -> Estimate:
         """Steps by the settings, time by the speed of the last training of this base here, no price."""
-        training = train_spec.resolve(self._client.config.training, self._base.dir)
+        training = train_spec.resolve(self._client.config.training, self.weights.dir)
         epochs, batch_size = training.epochs or 1, training.batch_size or 1
-        speed = self._speeds().get(self._base.name)
+        speed = self._speeds().get(self.weights.name)
         return Estimate(
             dataset_sha256=dataset.sha256,
             tokens_per_epoch=tokens.total,
@@ -106,9 +107,9 @@ class Embedded:
     def steps(self) -> Sequence[Step]:
         """Dataset → adapter → GGUF → a model that answers."""
         return (
-            Step(name="train", gives=TrainingSummary, do=self.train),
-            Step(name="export", gives=Model, do=self.export),
-            Step(name="confirm", gives=Model, do=self.confirm),
+            Step(name="train", gives=TrainingSummary, do=self.train, place="train"),
+            Step(name="export", gives=Model, do=self.export, place="train"),
+            Step(name="confirm", gives=Model, do=self.confirm, place="train"),
         )
 
     def train(self, context: RunContext) -> TrainingSummary:
@@ -118,14 +119,14 @@ class Embedded:
         dataset = context.value(Dataset)
         training = self._client.config.training
         spec = TrainSpec(
-            base_dir=str(self._base.dir),
+            base_dir=str(self.weights.dir),
             train_path=str(train_path(context.client_dir, dataset.version)),
             out_dir=str(context.attempt_dir),
             training=training,
         )
         context.emit(
             "train started",
-            base=self._base.name,
+            base=self.weights.name,
             rank=training.rank,
             layers=training.layers,
             steps=context.value(Estimate).steps,
@@ -148,34 +149,21 @@ class Embedded:
     def export(self, context: RunContext) -> Model:
         """Adapter → GGUF LoRA beside it, and a Modelfile for people."""
         from fine_tune_runner.private.export import export_adapter
-        from fine_tune_runner.private.modelfile import modelfile
+        from fine_tune_runner.private.modelfile import metadata, modelfile, stamps
 
         run, dataset = context.run, context.value(Dataset)
         model_id = f"{run.client_id}-client:v{run.version}"
         path = context.attempt_dir / "adapter.gguf"
-        stamps = {
-            "ftr.client_id": run.client_id,
-            "ftr.version": str(run.version),
-            "ftr.run_id": run.run_id,
-            "ftr.dataset_sha256": dataset.sha256,
-            "ftr.account_state_version": dataset.account_state_version,
-        }
-        export_adapter(context.attempt_dir / "adapter", self._base.dir, path, stamps)
+        export_adapter(context.attempt_dir / "adapter", self.weights.dir, path, stamps(run, dataset))
         relative = str(path.relative_to(context.client_dir))
         context.emit("exported", path=relative, size_mb=path.stat().st_size / 1e6)
         record = modelfile(
-            base=self._base.name,
+            base=self.weights.name,
             adapter=str(path.relative_to(context.run_dir)),
             system=dataset.system_prompt,
             template=None,
-            stop=ChatTokenizer(self._base.dir).stop_texts,
-            metadata={
-                "client_id": run.client_id,
-                "version": str(run.version),
-                "account_state_version": dataset.account_state_version,
-                "training_examples": str(dataset.examples),
-                "created": run.created_at.isoformat(),
-            },
+            stop=ChatTokenizer(self.weights.dir).stop_texts,
+            metadata=metadata(run, dataset),
             temperature=self._client.config.eval.temperature,
         )
         write_atomic(context.run_dir / "Modelfile", record.encode())
@@ -184,7 +172,7 @@ class Embedded:
             model_id=model_id,
             track="B",
             provider="embedded",
-            base_model=self._base.name,
+            base_model=self.weights.name,
             dataset_sha256=dataset.sha256,
             artifact=relative,
             artifact_sha256=sha256_file(path),
@@ -195,11 +183,7 @@ class Embedded:
         """A smoke generation: the model loads and says something, before it counts as made."""
         model, dataset = context.value(Model), context.value(Dataset)
         started = time.monotonic()
-        messages = (
-            Message(role="system", content=dataset.system_prompt),
-            Message(role="user", content="Purchases count twice since Monday. Where do I look first?"),
-        )
-        prompt = Prompt(question_id="smoke", k=0, messages=messages)
+        prompt = Prompt(question_id="smoke", k=0, messages=smoke(dataset.system_prompt))
         with self.serve([model]) as answerer:
             replies: list[Reply] = list(answerer.replies(model.model_id, [prompt], Decoding(max_tokens=16)))
         if not replies or not replies[0].text:
@@ -215,6 +199,10 @@ class Embedded:
         from fine_tune_runner.private.serve import serve_embedded
 
         for model in models:
+            if model.endpoint is not None:
+                raise ServingError(
+                    f"{model.model_id} is at {model.endpoint}; set OLLAMA_HOST to that, to ask it there"
+                )
             self._check_artifact(model)
         with ExitStack() as stack:
             answerers: dict[str, Answerer] = {}
@@ -255,6 +243,10 @@ class Embedded:
         """Nothing runs elsewhere."""
         return None
 
+    def follow(self, active: Model | None) -> str | None:
+        """Nobody asks by another name than the registry's."""
+        return None
+
     def forget(self, run_ids: Sequence[str], model_ids: Sequence[str]) -> tuple[str, ...]:
         """Everything lies in the client's folder."""
         return ()
@@ -275,8 +267,14 @@ class Embedded:
     def _remember_speed(self, tokens_per_s: float) -> None:
         folder = self._settings.data_dir / ".fine-tune"
         folder.mkdir(mode=0o700, exist_ok=True)
-        speeds = self._speeds() | {self._base.name: tokens_per_s}
+        speeds = self._speeds() | {self.weights.name: tokens_per_s}
         write_atomic(folder / "speeds.json", msgspec.json.encode(speeds))
+
+
+def smoke(system_prompt: str) -> tuple[Message, ...]:
+    """What a model is asked to see that it loads and answers."""
+    question = "Purchases count twice since Monday. Where do I look first?"
+    return Message(role="system", content=system_prompt), Message(role="user", content=question)
 
 
 class OneOf:

@@ -207,9 +207,24 @@ class Store:
         }
         with self._lock:  # one answer at a time, and nobody unloads a model that is answering
             answer: dict[str, Any] = self._runner(stored, chosen["num_ctx"]).handle_completions(body)
+            if top and "error" not in answer and answer["choices"][0]["logprobs"] is None:
+                answer["choices"][0]["logprobs"] = self._withheld(stored, chosen["num_ctx"], body)
         if "error" in answer:
             raise Refusal(500, str(answer["error"]["message"]))
         return answer
+
+    def _withheld(self, stored: Stored, context: int, body: dict[str, Any]) -> dict[str, Any]:
+        """The first token's probabilities, which llama.cpp keeps back where the text is half a character.
+
+        They are those before the draw, so a draw that is made to be a letter has the same.
+        """
+        from gguf import GGUFReader
+
+        tokens = GGUFReader(self.blob(stored.gguf)).fields["tokenizer.ggml.tokens"].contents()
+        forced = {**body, "max_tokens": 1, "logit_bias": [[tokens.index("a"), 1e6]]}
+        answer = self._runner(stored, context).handle_completions(forced)
+        (first,) = answer["choices"][0]["logprobs"]["content"]
+        return {"content": [{**first["top_logprobs"][0], "top_logprobs": first["top_logprobs"]}]}
 
     def _runner(self, stored: Stored, context: int) -> Any:
         key = (stored.gguf, stored.adapters, context)
