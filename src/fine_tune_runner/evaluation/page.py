@@ -1,16 +1,12 @@
 """The report as one HTML file: no script, no outside resource, light and dark, printable.
 
-Every text that is printed goes through `dataset.secrets.mask` and is escaped; the template only lays out.
+Every text of a Content is masked already; here it is escaped. The template only lays out.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import jinja2
-from markupsafe import Markup
 
-from fine_tune_runner.dataset.secrets import mask
 from fine_tune_runner.evaluation.content import Content, card_list, score_of
 from fine_tune_runner.evaluation.pictures import Axis, change_axis, curve, interval, score_axis
 
@@ -50,13 +46,7 @@ def _environment() -> jinja2.Environment:
     return jinja2.Environment(
         loader=jinja2.PackageLoader("fine_tune_runner.evaluation", "."),
         autoescape=True,
-        finalize=_masked,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-
-
-def _masked(value: Any) -> Any:
-    """Everything printed passes here; constants of the template come as Markup and stay."""
-    return mask(value) if isinstance(value, str) and not isinstance(value, Markup) else value
