@@ -38,7 +38,7 @@ def in_process(
     listener: Callable[[Event], None],
     notice: Callable[[str], None],
 ) -> Journal:
-    """The engine without a database, as `FineTuneRunner` wants it: fast, and with steps in the test itself."""
+    """The engine without a database, as `FineTuneRunner` wants it: steps run in the test itself."""
     return Journal(settings.data_dir, plan, clock, listener=listener)
 
 

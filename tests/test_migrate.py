@@ -11,7 +11,7 @@ from fine_tune_runner.errors import DataError, PolicyError, RegistryError, Usage
 from fine_tune_runner.migrate import moving, parity
 from fine_tune_runner.runner import FineTuneRunner
 from fine_tune_runner.types import Job, Track
-from tests.scripted_track import Letters, Scripted
+from tests.scripted_track import Letters, Scripted, in_process
 from tests.small_client import train_rows, write_rows
 from tests.test_runner import Desk, right, right_below, wrong
 
@@ -30,6 +30,7 @@ class TwoTracks(Desk):
             tracks={"A": self.track.maker(), "B": self.other.maker()},
             embedder=lambda settings: Letters(),
             who="anna",
+            engine=in_process,
         )
 
     def move(self, to: Track = "B", **words: Any) -> Job:

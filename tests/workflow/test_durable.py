@@ -179,7 +179,7 @@ def test_a_run_waits_for_a_yes_and_goes_on_with_it(tmp_path: Path) -> None:
     with pytest.raises(NeedsApproval, match=r"about \$12"):
         durable.run(a_run())
     assert durable.find(RUN).state == "waiting"
-    durable.approve(RUN)
+    durable.approve(a_run())
     durable.run(a_run())
     assert durable.find(RUN).state == "finished"
 

@@ -65,9 +65,9 @@ class Durable:
         """Everything that happened in a run, oldest first."""
         return self.record.events(run_id)
 
-    def approve(self, run_id: str) -> None:
+    def approve(self, run: Run) -> None:
         """Say yes to what a run costs."""
-        self.record.approve(run_id)
+        self.record.approve(run)
 
     def enqueue(self, run: Run) -> None:
         """Leave a run to the workers and return at once; one that is queued or alive is left alone."""

@@ -55,8 +55,8 @@ class Engine(Protocol):
         """Leave a run to the workers and return at once; one that is queued or alive is left alone."""
         ...
 
-    def approve(self, run_id: str) -> None:
-        """Say yes to what a run costs, on record; it goes on when it is run or enqueued again."""
+    def approve(self, run: Run) -> None:
+        """Say yes to what a run costs, on record; one that waits goes on when it is run or enqueued again."""
         ...
 
     def find(self, run_id: str) -> RunState:

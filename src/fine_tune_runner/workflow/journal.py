@@ -68,9 +68,9 @@ class Journal:
         """Everything that happened in a run, oldest first."""
         return self._record.events(run_id)
 
-    def approve(self, run_id: str) -> None:
+    def approve(self, run: Run) -> None:
         """Say yes to what a run costs."""
-        self._record.approve(run_id)
+        self._record.approve(run)
 
     def cancel(self, run_id: str) -> None:
         """Ask a live run to stop; one that nobody holds is closed at once."""

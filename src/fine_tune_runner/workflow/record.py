@@ -91,9 +91,10 @@ class Record:
         if not path.exists() or path.read_bytes() != _pretty(run):
             write_atomic(path, _pretty(run))
 
-    def approve(self, run_id: str) -> None:
-        """A person's yes to what a run costs; it stays on record."""
-        write_atomic(self.folder(self.find(run_id).run) / "approved", b"")
+    def approve(self, run: Run) -> None:
+        """A person's yes to what a run costs, also before it begins; it stays on record."""
+        self.folder(run).mkdir(parents=True, exist_ok=True)
+        write_atomic(self.folder(run) / "approved", b"")
 
     def ask_to_stop(self, run: Run) -> None:
         """Let the steps of a live run hear that it shall end."""
