@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from fine_tune_runner.evaluation.gate import SCHEDULE, Scores, judge, passes, undecided
+from fine_tune_runner.evaluation.gate import SCHEDULE, Scores, judge, passes, schedule, undecided
 
 QUESTIONS = (10, 30, 100)
 CHANGES = (0.0, -0.05, -0.10, -0.20)
@@ -75,9 +75,9 @@ def scores(answers: Answers, k: int) -> Scores:
     return {str(q): row for q, row in enumerate(answers[:, :k].astype(float).tolist())}
 
 
-def ours(new: Answers, previous: Answers) -> tuple[Outcome, int, bool]:
+def ours(new: Answers, previous: Answers, stages: Sequence[int]) -> tuple[Outcome, int, bool]:
     """The gate as the harness runs it: outcome, answers a question, strong or not."""
-    for k in SCHEDULE:
+    for k in stages:
         sides = scores(new, k), scores(previous, k)
         if not undecided(*sides, TOLERANCE):
             break
@@ -132,22 +132,25 @@ def rows(questions: int, change: float, repetitions: int, seed: int) -> list[Row
     rng = np.random.default_rng([seed, questions, round(-100 * change)])
     new, previous = simulate(questions, change, repetitions, rng)
     pairs = list(zip(new, previous, strict=True))
-    found = [ours(n, p) for n, p in pairs]
-    fine = passes(change, TOLERANCE)
-    strong = [promoted for promoted, _, sure in found if sure]
-    first = _row("this gate", questions, change, [outcome for outcome, _, _ in found])
-    table = [
-        msgspec.structs.replace(
-            first,
-            answers=sum(k for _, k, _ in found) / len(found),
-            strong=len(strong) / len(found),
-            strong_and_wrong=sum(promoted != fine for promoted in strong) / len(found),
-        )
-    ]
+    table = [_staged("this gate", change, pairs, schedule(questions))]
+    if schedule(questions) != SCHEDULE:
+        table.append(_staged("this gate, begun with 1", change, pairs, SCHEDULE))
     for name, k, gate in OTHERS:
         row = _row(name, questions, change, [gate(n, p) for n, p in pairs])
         table.append(msgspec.structs.replace(row, answers=k))
     return table
+
+
+def _staged(gate: str, change: float, pairs: Sequence[tuple[Answers, Answers]], stages: Sequence[int]) -> Row:
+    found = [ours(new, previous, stages) for new, previous in pairs]
+    strong = [promoted for promoted, _, sure in found if sure]
+    fine = passes(change, TOLERANCE)
+    return msgspec.structs.replace(
+        _row(gate, len(pairs[0][0]), change, [outcome for outcome, _, _ in found]),
+        answers=sum(k for _, k, _ in found) / len(found),
+        strong=len(strong) / len(found),
+        strong_and_wrong=sum(promoted != fine for promoted in strong) / len(found),
+    )
 
 
 def _row(gate: str, questions: int, change: float, outcomes: Sequence[Outcome]) -> Row:
@@ -171,6 +174,8 @@ def show(table: Sequence[Row]) -> None:
         print(" " * 29 + "at +0    " + "".join(c.ljust(11) for c in changes) + "(0 / -20)")
         for gate in dict.fromkeys(row.gate for row in table):
             of = {row.change: row for row in table if (row.gate, row.questions) == (gate, questions)}
+            if not of:
+                continue
             cells = "".join(f"{of[c].promoted:.1%}".ljust(11) for c in CHANGES[1:])
             decided = f"{of[0.0].decided:.0%} / {of[-0.2].decided:.0%}"
             mean = sum(row.answers for row in of.values()) / len(of)
@@ -194,6 +199,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     words = parser.parse_args()
     print(f"{words.repetitions} repetitions, seed {words.seed}, previous {PREVIOUS}, tolerance {TOLERANCE}")
+    errors = ", ".join(
+        f"{p:.0%} ±{math.sqrt(p * (1 - p) / words.repetitions):.2%}" for p in (0.04, 0.22, 0.5)
+    )
+    print(f"standard error of a share: {errors}")
     table = [row for n in QUESTIONS for c in CHANGES for row in rows(n, c, words.repetitions, words.seed)]
     show(table)
     if words.json:
