@@ -11,8 +11,9 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import msgspec
 
@@ -54,18 +55,16 @@ class Guard:
         self.record = record
         self._start = record.size() if record else 0
 
-    def note(self, what: What, host: str, port: int | None = None, **more: str | int | None) -> None:
-        """Put on record what was allowed."""
+    def note(self, what: What, host: str, port: int | None = None, **more: Any) -> Attempt:
+        """Put an attempt on record; `more` are further fields of `Attempt`."""
+        line = Attempt(at=datetime.now(UTC), pid=os.getpid(), what=what, host=host, port=port, **more)
         if self.record is not None:
-            self.record.write(what, host, port, **more)
+            self.record.write(line)
+        return line
 
     def refuse(self, what: What, host: str, port: int | None, reason: str) -> NoReturn:
         """Put on record what was not allowed, and raise EgressRefused that names the caller."""
-        by = calling_frame()
-        self.note(what, host, port, refused=reason, by=by)
-        place = host if port is None else f"{host}:{port}"
-        verb = {"lookup": "look up", "program": "start"}.get(what, "connect to")
-        raise EgressRefused(f"{by} tried to {verb} {place}; refused: {reason}. Nothing was sent")
+        raise EgressRefused(self.note(what, host, port, refused=reason, by=calling_frame()).told)
 
     def addresses(self, host: str, port: int, lookup: Lookup = system_lookup) -> tuple[str, ...]:
         """`EgressPolicy.addresses`, a refusal on record and with its caller."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
@@ -37,6 +37,13 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     sent: int = 0
     received: int = 0
 
+    @property
+    def told(self) -> str:
+        """A refusal in words."""
+        place = self.host if self.port is None else f"{self.host}:{self.port}"
+        verb = {"lookup": "look up", "program": "start"}.get(self.what, "connect to")
+        return f"{self.by} tried to {verb} {place}; refused: {self.refused}. Nothing was sent"
+
 
 class Reached(msgspec.Struct, frozen=True, kw_only=True):
     """All attempts at one host and port, added up; bytes are None where no transport of ours counted them."""
@@ -58,9 +65,8 @@ class EgressRecord:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def write(self, what: What, host: str, port: int | None = None, **more: str | int | None) -> None:
+    def write(self, line: Attempt) -> None:
         """Append one line in one write."""
-        line = Attempt(at=datetime.now(UTC), pid=os.getpid(), what=what, host=host, port=port, **more)  # type: ignore[arg-type]
         descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
             os.write(descriptor, msgspec.json.encode(line) + b"\n")

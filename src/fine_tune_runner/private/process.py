@@ -22,6 +22,7 @@ from typing import IO, Any
 import msgspec
 
 from fine_tune_runner.errors import Interrupted, RunnerError, TrainingError
+from fine_tune_runner.policy import guard
 from fine_tune_runner.private.train_spec import TrainSpec, fingerprint, finished
 from fine_tune_runner.types import TrainingSummary
 
@@ -59,7 +60,7 @@ def train(
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
-            env=child_environment(os.environ),
+            env=guard.child_environment(child_environment(os.environ)),
             start_new_session=True,  # Ctrl-C in the terminal reaches this process only, which then asks
         )
     try:
