@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from fine_tune_runner.cli import fine_tune
-from fine_tune_runner.erasure import forget, sweep
-from fine_tune_runner.errors import RunError
+from fine_tune_runner.erasure import forget, forgetting, sweep
+from fine_tune_runner.errors import PolicyError, RunError
 from fine_tune_runner.files import locked
 from fine_tune_runner.workflow.ledger import Found, Ledger
+from tests.scripted_track import Scripted
 from tests.test_runner import Desk
 
 POINTS = ("noted", "set aside", "recorded", "off the ledger")
@@ -46,6 +48,35 @@ def die_at(desk: Desk, point: str) -> None:
 
     with pytest.raises(ZeroDivisionError):
         forget(desk.runner(), "small", crash_point=crash)
+
+
+def test_forget_erases_the_client_and_leaves_one_line(desk: Desk) -> None:
+    plan = forgetting(desk.runner(), "small")
+    assert (plan.models, plan.files > 10) == (("m1",), True)
+    run_id = desk.runner().engine.runs()[0].run.run_id
+    assert forget(desk.runner(), "small").elsewhere == ("m1",)
+    assert desk.track.forgotten == [run_id, "m1"]
+    assert not desk.client.exists()
+    shared = desk.client.parent / ".fine-tune"
+    assert shared.stat().st_mode & 0o777 == 0o700
+    (line,) = [json.loads(x) for x in (shared / "forgotten.jsonl").read_text().splitlines()]
+    assert (line["client_id"], line["who"]) == ("small", "anna")
+
+
+class Away(Scripted):
+    """A track whose provider cannot be reached."""
+
+    def forget(self, run_ids: Sequence[str], model_ids: Sequence[str]) -> tuple[str, ...]:
+        raise PolicyError("OPENAI_API_KEY is not set")
+
+
+def test_what_cannot_be_forgotten_elsewhere_is_kept_here_unless_told_otherwise(desk: Desk) -> None:
+    desk.track = Away(desk.track.script)
+    with pytest.raises(RunError, match=r"nothing was erased.*OPENAI_API_KEY.*--here-only"):
+        forget(desk.runner(), "small")
+    assert desk.client.exists()
+    forget(desk.runner(), "small", here_only=True)
+    assert not desk.client.exists()
 
 
 def test_ledger_rows_and_locks_of_the_clients_runs_go_and_those_of_others_stay(desk: Desk) -> None:

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fine_tune_runner.erasure import forget, forgetting
 from fine_tune_runner.errors import (
-    DataError,
     Interrupted,
     PolicyError,
     RegistryError,
     RunError,
-    ServingError,
     UsageError,
 )
 from fine_tune_runner.runner import FineTuneRunner
@@ -180,36 +177,6 @@ def test_submitting_again_what_is_at_its_end_trains_nothing(desk: Desk) -> None:
     assert desk.track.trained == [1]
 
 
-def test_again_makes_a_new_attempt_with_a_run_id_of_its_own(desk: Desk) -> None:
-    desk.runner().submit("small", 1)
-    refused = desk.runner().submit("small", 2)
-    desk.track.script = {0: wrong, 1: right, 2: right}
-    again = desk.runner().submit("small", 2, again=True)
-    assert (refused.run_id[-2:], again.run_id[-2:]) == ("-1", "-2")
-    assert desk.statuses() == {1: "archived", 2: "active"}
-
-
-def test_another_attempt_at_the_version_in_service_trains_nothing(desk: Desk) -> None:
-    desk.runner().submit("small", 1)
-    with pytest.raises(RegistryError, match=r"v1 .* is in service; publish a new version"):
-        desk.runner().submit("small", 1, again=True)
-    assert desk.track.trained == [1]
-
-
-def test_run_ids_can_be_derived_again(desk: Desk) -> None:
-    job = desk.runner().submit("small", 1)
-    (entry,) = desk.runner().registry("small").entries()
-    assert entry.dataset_sha256 is not None
-    assert job.run_id == f"small-v1-b-{entry.dataset_sha256[:8]}-1"
-
-
-def test_another_content_under_the_same_version_is_refused(desk: Desk) -> None:
-    desk.runner().submit("small", 1)
-    write_rows(desk.client / "v1.jsonl", train_rows(62))
-    with pytest.raises(DataError, match="publish v2"):
-        desk.runner().submit("small", 1)
-
-
 def test_override_promotes_against_the_verdict_and_says_who_and_why(desk: Desk) -> None:
     desk.runner().submit("small", 1)
     desk.runner().submit("small", 2)
@@ -314,42 +281,6 @@ def test_a_raised_cost_limit_counts_for_the_run_that_it_stopped(desk: Desk) -> N
     assert (job.state, job.run_id[-2:]) == ("finished", "-1")
 
 
-def test_a_run_that_was_begun_goes_on_where_the_track_takes_no_new_ones(desk: Desk) -> None:
-    desk.track.cost_usd = 12.5
-    with pytest.raises(Interrupted):
-        desk.runner(confirm=lambda estimate: False).submit("small", 1)
-    desk.track.reason = "closed since 2027-01-06"
-    assert desk.runner().submit("small", 1).state == "finished"
-    with pytest.raises(PolicyError, match="closed since"):
-        desk.runner().submit("small", 1, again=True)
-
-
-def test_a_run_at_its_end_points_to_another_attempt(desk: Desk) -> None:
-    desk.track.cost_usd = 12.5
-    with pytest.raises(Interrupted):
-        desk.runner(confirm=lambda estimate: False).submit("small", 1)
-    desk.track.end = "job ftjob-1 failed"
-    with pytest.raises(RunError, match=r"-1 is at its end \(job ftjob-1 failed\); .* --again"):
-        desk.runner().submit("small", 1)
-    assert desk.runner().submit("small", 1, again=True).run_id[-2:] == "-2"
-
-
-def test_another_attempt_waits_while_a_failed_one_may_still_cost_elsewhere(desk: Desk) -> None:
-    desk.track.script = {}
-    with pytest.raises(ServingError):
-        desk.runner().submit("small", 1)
-    (run,) = desk.client.glob("runs/*")
-    desk.track.elsewhere = 'its job ftjob-1 is "running" at OpenAI'
-    with pytest.raises(
-        RunError,
-        match=f"failed, but its job .* fine-tune resume {run.name}, or .* fine-tune cancel {run.name}",
-    ):
-        desk.runner().submit("small", 1, again=True)
-    desk.track.elsewhere = None
-    desk.track.script = {0: wrong, 1: right}
-    assert desk.runner().submit("small", 1, again=True).run_id[-2:] == "-2"
-
-
 def test_cancel_stops_what_goes_on_elsewhere_and_says_what_is_true_there(desk: Desk) -> None:
     desk.track.cost_usd = 12.5
     with pytest.raises(Interrupted):
@@ -358,16 +289,6 @@ def test_cancel_stops_what_goes_on_elsewhere_and_says_what_is_true_there(desk: D
     assert desk.runner().cancel(state.run.run_id) == "stopped elsewhere"
     assert desk.track.cancelled == [state.run.run_id]
     assert desk.runner().poll(state.run.run_id).state == "cancelled"
-
-
-def test_a_run_that_this_disk_lost_is_begun_again_by_its_name(desk: Desk) -> None:
-    run = desk.runner().run_for(Request(client_id="small", version=1))
-    named = desk.runner().named(run.run_id[:-1] + "2")
-    assert (named.attempt, named.dataset_sha256, named.track) == (2, run.dataset_sha256, "B")
-    with pytest.raises(RunError, match=r"small-v2-b-00000000-1 is unknown here, and .* not the content"):
-        desk.runner().named("small-v2-b-00000000-1")
-    with pytest.raises(RunError, match="unknown"):
-        desk.runner().named("small")
 
 
 def test_money_is_asked_for_once_and_a_no_sends_nothing(desk: Desk) -> None:
@@ -402,25 +323,6 @@ def test_ask_lets_the_model_in_service_answer(desk: Desk) -> None:
     assert desk.runner().ask("small", "What is wrong?").startswith("Root cause: duplicate_tag_install")
 
 
-def test_another_attempt_waits_for_an_unfinished_one(desk: Desk) -> None:
-    desk.track.script = {}
-    with pytest.raises(ServingError):
-        desk.runner().submit("small", 1)
-    (run,) = desk.client.glob("runs/*")
-    lines = (run / "events.jsonl").read_text().splitlines()
-    (run / "events.jsonl").write_text("\n".join(lines[:-1]) + "\n")  # as a kill -9 leaves it
-    with pytest.raises(RunError, match=f"unfinished: fine-tune resume {run.name}"):
-        desk.runner().submit("small", 1, again=True)
-
-
-def test_a_version_that_was_in_service_is_not_replaced(desk: Desk) -> None:
-    desk.track.script = {0: wrong, 1: right, 2: right}
-    desk.runner().submit("small", 1)
-    desk.runner().submit("small", 2)
-    with pytest.raises(RegistryError, match="was in service and can be rolled back to"):
-        desk.runner().submit("small", 1, again=True)
-
-
 def test_a_client_that_became_sensitive_is_not_put_back_on_track_a(tmp_path: Path) -> None:
     desk = Desk(tmp_path, track_preference="a")
     desk.track.script = {0: wrong, 1: right, 2: right}
@@ -441,37 +343,6 @@ def test_a_torn_event_line_loses_nothing_else(desk: Desk) -> None:
     assert desk.runner().poll(job.run_id).state == "finished"
     path.write_bytes(path.read_bytes() + b"\n")
     assert len(desk.runner().engine.events(job.run_id)) == whole
-
-
-def test_forget_erases_the_client_and_leaves_one_line(desk: Desk) -> None:
-    desk.runner().submit("small", 1)
-    plan = forgetting(desk.runner(), "small")
-    assert (plan.models, plan.files > 10) == (("m1",), True)
-    run_id = desk.runner().engine.runs()[0].run.run_id
-    assert forget(desk.runner(), "small").elsewhere == ("m1",)
-    assert desk.track.forgotten == [run_id, "m1"]
-    assert not desk.client.exists()
-    shared = desk.client.parent / ".fine-tune"
-    assert shared.stat().st_mode & 0o777 == 0o700
-    (line,) = [json.loads(x) for x in (shared / "forgotten.jsonl").read_text().splitlines()]
-    assert (line["client_id"], line["who"]) == ("small", "anna")
-
-
-class Away(Scripted):
-    """A track whose provider cannot be reached."""
-
-    def forget(self, run_ids: Sequence[str], model_ids: Sequence[str]) -> tuple[str, ...]:
-        raise PolicyError("OPENAI_API_KEY is not set")
-
-
-def test_what_cannot_be_forgotten_elsewhere_is_kept_here_unless_told_otherwise(desk: Desk) -> None:
-    desk.runner().submit("small", 1)
-    desk.track = Away(desk.track.script)
-    with pytest.raises(RunError, match=r"nothing was erased.*OPENAI_API_KEY.*--here-only"):
-        forget(desk.runner(), "small")
-    assert desk.client.exists()
-    forget(desk.runner(), "small", here_only=True)
-    assert not desk.client.exists()
 
 
 def test_at_answers_what_was_in_service_then(desk: Desk) -> None:
