@@ -15,6 +15,7 @@ import click
 import msgspec
 
 from fine_tune_runner.errors import RunnerError
+from fine_tune_runner.policy.guard import keep_to_the_end
 
 # Command → module of this package that holds it. `--help` lists them in this order.
 COMMANDS = {
@@ -32,6 +33,7 @@ COMMANDS = {
     "ask": "ask",
     "resume": "runs",
     "cancel": "runs",
+    "egress": "egress",
     "config": "config",
     "fetch": "fetch",
     "doctor": "doctor",
@@ -115,5 +117,6 @@ def _say(code: str, message: str, as_json: bool) -> None:
 
 
 def entry_point() -> None:
-    """What the `fine-tune` script calls."""
+    """What the `fine-tune` script calls; the process is a command's own."""
+    keep_to_the_end()
     sys.exit(main())
