@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fine_tune_runner.dataset.render import ChatTokenizer, template_text
 from fine_tune_runner.errors import ConfigError
 from fine_tune_runner.private.base_tensors import (
     BaseTensor,
@@ -26,6 +25,7 @@ from fine_tune_runner.private.base_tensors import (
     row_count,
 )
 from fine_tune_runner.private.gguf_file import Header, read_header, write_gguf
+from fine_tune_runner.private.gguf_tokenizer import add_tokenizer
 from fine_tune_runner.private.llama_layout import (
     head_dim,
     heads_of,
@@ -232,7 +232,7 @@ def _folder_header(folder: Path, config: dict[str, Any], kind: str) -> Header:
         writer.add_name(folder.name)
         writer.add_file_type(LlamaFileType[file_type])
         _add_config(writer, config)
-        _add_tokenizer(writer, folder, config)
+        add_tokenizer(writer, folder, config)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.close()
@@ -254,47 +254,3 @@ def _add_config(writer: GGUFWriter, config: dict[str, Any]) -> None:
     writer.add_rope_freq_base(float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0))
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_vocab_size(config["vocab_size"])
-
-
-def _add_tokenizer(writer: GGUFWriter, folder: Path, config: dict[str, Any]) -> None:
-    """Tokens, kinds and merges from tokenizer.json; ids beyond the vocabulary are filled up."""
-    from gguf import TokenType
-
-    spec = json.loads((folder / "tokenizer.json").read_text("utf-8"))
-    model, added = spec["model"], {t["id"]: t for t in spec["added_tokens"]}
-    listed = model["vocab"]
-    stops = ChatTokenizer(folder).stop_tokens
-    pairs = listed.items() if isinstance(listed, dict) else ((t, n) for n, (t, _) in enumerate(listed))
-    tokens = {n: text for text, n in pairs} | {n: t["content"] for n, t in added.items()}
-    size = max(config["vocab_size"], max(tokens) + 1)
-    texts = [tokens.get(n, f"[PAD{n}]") for n in range(size)]
-    byte_level = "ByteLevel" in json.dumps([spec.get("pre_tokenizer"), spec.get("decoder")])
-
-    def kind(n: int) -> TokenType:
-        if n in added:
-            return TokenType.CONTROL if added[n]["special"] else TokenType.USER_DEFINED
-        if n not in tokens:
-            return TokenType.UNUSED
-        is_byte = not byte_level and len(texts[n]) == 6 and texts[n].startswith("<0x")
-        return TokenType.BYTE if is_byte else TokenType.NORMAL
-
-    writer.add_tokenizer_model("gpt2" if byte_level else "llama")
-    writer.add_token_list(texts)
-    writer.add_token_types([kind(n) for n in range(size)])
-    if byte_level:
-        merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
-        writer.add_tokenizer_pre("default")
-        writer.add_token_merges(merges)
-    else:
-        scores = [float(-n) for n in range(size)]
-        writer.add_token_scores(scores if isinstance(listed, dict) else [score for _, score in listed])
-    writer.add_chat_template(template_text(folder)[1] or "")
-    # llama.cpp ends an answer at eos, eot and eom: the template's own end of turn must be among them.
-    for add_stop, stop in zip((writer.add_eot_token_id, writer.add_eom_token_id), stops, strict=False):
-        add_stop(stop)
-    eos = config.get("eos_token_id")
-    writer.add_add_bos_token(False)
-    for add, token in ((writer.add_bos_token_id, config.get("bos_token_id")), (writer.add_eos_token_id, eos)):
-        first = token[0] if isinstance(token, list) else token
-        if first is not None:
-            add(first)

@@ -21,6 +21,7 @@ from fine_tune_runner.private.adapter import AdapterWeights, Pair, read_adapter
 from fine_tune_runner.private.base_tensors import Rows, copied_piece, encoded_piece
 from fine_tune_runner.private.gguf_base import OpenBase, open_base
 from fine_tune_runner.private.gguf_file import OnProgress, Piece, silent, write_gguf
+from fine_tune_runner.private.gguf_tokenizer import UNKNOWN_PRE
 from fine_tune_runner.private.llama_layout import MODULES, permute
 from fine_tune_runner.settings import Quantization
 
@@ -52,7 +53,7 @@ def merge_gguf(
     check_quantization(quantization, quantizer)
     adapter = read_adapter(adapter_dir)
     direct = quantization if quantization in IN_PROCESS else "F16"
-    opened = open_base(base, direct)
+    opened = _opened(base, direct)
     if stamped := opened.header.values.get("ftr.client_id"):
         raise ConfigError(
             f"{base} is itself a fine-tuned export (of {stamped}); a second adapter would stack on it: "
@@ -76,7 +77,7 @@ def check_export(base: Path, quantization: Quantization, quantizer: str = QUANTI
     Reads headers and tokenizer only: a second or two for a large vocabulary.
     """
     check_quantization(quantization, quantizer)
-    open_base(base)
+    _opened(base, "F16")
 
 
 def check_quantization(quantization: Quantization, quantizer: str = QUANTIZER) -> None:
@@ -86,6 +87,17 @@ def check_quantization(quantization: Quantization, quantizer: str = QUANTIZER) -
             f"base_model.quantization {quantization} needs {quantizer}, which is not on the PATH; install "
             f"llama.cpp (brew install llama.cpp), or set it to one of {', '.join(IN_PROCESS)}"
         )
+
+
+def _opened(base: Path, kind: str) -> OpenBase:
+    """A base whose merged file a server can be given text for."""
+    opened = open_base(base, kind)
+    if not opened.is_gguf and opened.header.values.get("tokenizer.ggml.pre") == UNKNOWN_PRE:
+        raise ConfigError(
+            f"{base}: llama.cpp has no name for how its tokenizer.json cuts a text, so a server would ask "
+            "with other tokens than were trained; name the model's GGUF file as base_model instead"
+        )
+    return opened
 
 
 def _pieces(opened: OpenBase, adapter: AdapterWeights, kind: str) -> list[Piece]:
