@@ -59,6 +59,15 @@ def test_an_improvement_is_said_with_both_scores() -> None:
     )
 
 
+def test_the_scores_are_those_of_the_questions_that_were_compared() -> None:
+    many = {f"q{n}": 1.0 for n in range(1, 7)}
+    shared = tuple(many)
+    whole = report(card({**many, "q7": 0.0, "q8": 0.0}), card(many | {"q6": 0.0}), shared=shared)
+    assert said(whole).endswith(
+        "it names the right cause in 100% of the answers, v2 scores 83% on the same 6 questions (+17 points)."
+    )
+
+
 def test_a_refusal_says_who_stays() -> None:
     text = said(report(WORSE, BETTER))
     assert text.startswith("hre v3 is refused and v2 stays in service")

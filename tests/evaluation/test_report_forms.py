@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from tests.evaluation.test_page import KEY, RIGHT, WRONG, compared, write_run
-from tests.evaluation.test_report import report
+from tests.evaluation.test_report import card, report
 
 from fine_tune_runner.errors import DataError
 from fine_tune_runner.evaluation.content import Content, masked
@@ -109,9 +109,9 @@ def test_a_question_whose_id_is_masked_is_found_again(tmp_path: Path) -> None:
     for path in [tmp_path / "hre" / "v3_eval.jsonl", *run.glob("answers/*.jsonl")]:
         path.write_bytes(path.read_bytes().replace(b'"q1"', f'"{name}"'.encode()))
     cards = [
-        msgspec.structs.replace(card, per_question={name: 1.0 - i, "q2": 0.0, "q3": 0.0, "q4": 0.0})
-        for i, card in enumerate((compared().new, compared().previous))
-        if card
+        msgspec.structs.replace(one, per_question={name: 1.0 - i, "q2": 0.0, "q3": 0.0, "q4": 0.0})
+        for i, one in enumerate((compared().new, compared().previous))
+        if one
     ]
     whole = msgspec.structs.replace(compared(), new=cards[0], previous=cards[1])
     first = write_report(run, whole, decide(whole, 0.05))
@@ -161,6 +161,14 @@ def test_a_hosted_curve_comes_from_the_provider_s_table(tmp_path: Path) -> None:
     table = "step,train_loss,valid_loss\n1,3.5,\n2,2.5,\n2,,1.0\n"
     (run / "attempt-1" / "metrics.csv").write_text(table)
     assert read_proof(run, compared()).losses == ((1, 3.5), (2, 2.5))
+
+
+def test_scores_of_shared_questions_stand_above_those_of_all(tmp_path: Path) -> None:
+    many = {f"q{n}": 1.0 for n in range(1, 7)}
+    whole = report(card({**many, "q7": 0.0, "q8": 0.0}), card(many | {"q6": 0.0}), shared=tuple(many))
+    found = write_report(tmp_path, whole, decide(whole, 0.05))
+    assert found.scores[0] == ("On the 6 questions that both have", ("83%", "100%"))
+    assert found.scores[1] == ("Problem recall", ("83%", "75%"))
 
 
 def test_masking_keeps_the_shape_of_a_value() -> None:

@@ -15,7 +15,7 @@ import msgspec
 
 from fine_tune_runner.dataset.secrets import mask
 from fine_tune_runner.evaluation.proof import Proof
-from fine_tune_runner.evaluation.sentence import NAMES, headline, number, points, pooled, shown
+from fine_tune_runner.evaluation.sentence import NAMES, headline, kind, number, points, pooled, shown
 from fine_tune_runner.evaluation.side_by_side import Row, question_rows
 from fine_tune_runner.types import EvalReport, Finding, ScoreCard, T, TokenStats, Verdict, VersionKey
 
@@ -90,7 +90,7 @@ def content(report: EvalReport, verdict: Verdict, proof: Proof) -> Content:
         verdict=verdict,
         certainty=certainty(verdict),
         names=tuple(name for name, _ in cards),
-        scores=_scores([card for _, card in cards]),
+        scores=_scores(report, verdict, [card for _, card in cards]),
         history=_history(proof, report.key),
         questions=question_rows(report, verdict, proof.questions, proof.answers, labels),
         reading=tuple((name, _methods(card)) for name, card in cards),
@@ -117,9 +117,9 @@ def card_list(report: EvalReport) -> list[tuple[str, ScoreCard]]:
     return cards
 
 
-def masked(value: T, kind: type[T]) -> T:
+def masked(value: T, shape: type[T]) -> T:
     """The same value with every text in it masked, keys too, so that ids still match."""
-    return msgspec.convert(_masked(msgspec.to_builtins(value)), kind)
+    return msgspec.convert(_masked(msgspec.to_builtins(value)), shape)
 
 
 def _masked(value: Any) -> Any:
@@ -146,11 +146,17 @@ def certainty(verdict: Verdict) -> Facts:
     )
 
 
-def _scores(cards: Sequence[ScoreCard]) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    """Only the rows that some card has."""
-    return tuple(
-        (name, tuple(number(getattr(card, field), kind) for card in cards))
-        for name, field, kind in ROWS
+def _scores(
+    report: EvalReport, verdict: Verdict, cards: Sequence[ScoreCard]
+) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Only the rows that some card has; first the scores compared, where those are not of all questions."""
+    compared: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    if report.shared and verdict.previous is not None and len(cards) == 2:
+        values = tuple(number(value, kind(report)) for value in (verdict.previous, verdict.new))
+        compared = ((f"On the {len(report.shared)} questions that both have", values),)
+    return compared + tuple(
+        (name, tuple(number(getattr(card, field), how) for card in cards))
+        for name, field, how in ROWS
         if any(getattr(card, field) is not None for card in cards)
     )
 

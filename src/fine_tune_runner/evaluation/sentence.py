@@ -13,9 +13,13 @@ NAMES = {"recall": "problem recall", "contrast": "contrast (approximate)", "simi
 
 
 def headline(report: EvalReport, verdict: Verdict) -> str:
-    """Who may go into service or stays, with both scores and the change between them."""
+    """Who may go into service or stays, with both scores and the change between them.
+
+    Scores are the verdict's own where two versions were compared: those of the questions that both have.
+    """
     name = f"{report.client_id} v{report.key.version}"
-    said = SAID[report.measure].format(number(pooled(report.new, report), kind(report)))
+    new = pooled(report.new, report) if verdict.new is None else verdict.new
+    said = SAID[report.measure].format(number(new, kind(report)))
     if verdict.decision == "hold":
         stays = f", and v{report.previous_key.version} stays in service" if report.previous_key else ""
         return f"{name} was held back{stays}: {verdict.reason}."
@@ -25,10 +29,9 @@ def headline(report: EvalReport, verdict: Verdict) -> str:
             beside = f"; the untrained base model scores {number(base, kind(report))}"
         return f"{name} may go into service as the first version: {said}{beside}."
     other = f"v{report.previous_key.version}"
-    compared = (
-        f"{said}, {other} scores {number(pooled(report.previous, report), kind(report))} on the same "
-        f"{report.new.questions} questions"
-    )
+    old = pooled(report.previous, report) if verdict.previous is None else verdict.previous
+    questions = len(report.shared) or report.new.questions
+    compared = f"{said}, {other} scores {number(old, kind(report))} on the same {questions} questions"
     if verdict.decision == "refuse":
         allowed = points(-verdict.tolerance)
         return (
