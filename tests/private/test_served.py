@@ -3,78 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.contract.ollama_server.server import OllamaServer, serving
-from tests.contract.ollama_server.store import key_of
 from tests.private.modelfile_grammar import parse
-from tests.scripted_track import Letters, folder_of, in_process
-from tests.small_client import PROMPT, TRAINING, train_rows, write_version
+from tests.private.ollama_world import LATEST, Desk, digests, put_foreign
+from tests.small_client import PROMPT
 from tests.tiny_llama import make_tiny_llama
 
 from fine_tune_runner.errors import ConfigError, MissingModel, ParityError, ProviderError, ServingError
-from fine_tune_runner.private.served import Served
-from fine_tune_runner.runner import FineTuneRunner
-from fine_tune_runner.settings import load_client, load_settings
-from fine_tune_runner.types import Decoding, Job, Model, Prompt
-from fine_tune_runner.workflow.engine import Event
-
-LATEST = "small-client:latest"
-
-
-class Desk:
-    """A data folder with the client `small`, a tiny base, and the library with `OLLAMA_HOST` set."""
-
-    def __init__(self, folder: Path, base: Path, url: str) -> None:
-        self.folder = folder
-        self.client = folder_of(folder)
-        self.base = base
-        self.url = url
-        self.events: list[Event] = []
-        self.notices: list[str] = []
-        self.write_config()
-        state = {"version": "1.0.0", "system_prompt": PROMPT}
-        (self.client / "account_state.json").write_text(json.dumps(state))
-        write_version(self.client, 1)
-        write_version(self.client, 2, train_rows(61))
-
-    def write_config(self, **base_model: str) -> None:
-        config = {
-            "client_id": "small",
-            "track_preference": "b",
-            "base_model": {"weights": str(self.base), **base_model},
-            "training": {**TRAINING, "learning_rate": 0.03},
-            "eval": {"max_tokens": 8, "answers": 1},
-        }
-        (self.client / "config.json").write_text(json.dumps(config))
-
-    def runner(self, host: str | None = None) -> FineTuneRunner:
-        env = {
-            "CLIENT_DATA_DIR": str(self.folder / "clients"),
-            "FINE_TUNE_MODELS_DIR": str(self.folder / "models"),
-            "OLLAMA_HOST": self.url if host is None else host,
-        }
-        return FineTuneRunner(
-            load_settings(env, self.folder),
-            listener=self.events.append,
-            notice=self.notices.append,
-            embedder=lambda settings: Letters(),
-            engine=in_process,
-            who="anna",
-        )
-
-    def served(self) -> Served:
-        settings = self.runner().settings
-        return Served(settings, load_client(settings, "small"))
-
-    def submit(self, version: int = 1) -> Job:
-        return self.runner().submit("small", version)
-
-    def of(self, event: str) -> list[dict[str, object]]:
-        return [dict(e.data) for e in self.events if e.event == event]
+from fine_tune_runner.types import Decoding, Model, Prompt
 
 
 @pytest.fixture(scope="module")
@@ -94,9 +35,9 @@ def desk(tmp_path: Path, base: Path, server: OllamaServer) -> Desk:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Iterator[tuple[Desk, OllamaServer]]:
-    """v1 and v2 trained, put into Ollama, evaluated and promoted: the tests of this fixture only look."""
-    folder = tmp_path_factory.mktemp("whole")
+def shown(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Iterator[tuple[Desk, OllamaServer]]:
+    """v1 and v2 in Ollama, v2 in service, for tests that only look."""
+    folder = tmp_path_factory.mktemp("shown")
     with serving(folder / "ollama") as running:
         desk = Desk(folder, base, running.url)
         desk.submit(1)
@@ -104,36 +45,44 @@ def whole(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Iterator[tupl
         yield desk, running
 
 
-def digests(server: OllamaServer) -> dict[str, str]:
-    return {name: stored.digest for name, stored in server.store.models.items()}
+@pytest.fixture
+def in_service(desk: Desk) -> Desk:
+    """v1 and v2 are in Ollama, v2 in service."""
+    desk.submit(1)
+    desk.submit(2)
+    return desk
 
 
-def test_two_versions_are_trained_made_compared_and_promoted(whole: tuple[Desk, OllamaServer]) -> None:
-    desk, server = whole
-    first, second = desk.runner().registry("small").entries()
-    assert (first.status, second.status) == ("archived", "active")
-    assert (second.model_id, second.provider, second.endpoint) == ("small-client:v2", "ollama", server.url)
-    assert (second.artifact, len(second.artifact_sha256 or "")) == ("small-client:v2", 64)
+def test_a_version_is_trained_made_compared_and_promoted(
+    tmp_path: Path, base: Path, server: OllamaServer
+) -> None:
+    """With the real trainer, for a few steps."""
+    desk = Desk(tmp_path, base, server.url, trainer=None)
+    desk.submit(1)
+    (entry,) = desk.runner().registry("small").entries()
+    assert (entry.status, entry.model_id, entry.provider) == ("active", "small-client:v1", "ollama")
+    assert (entry.endpoint, entry.artifact) == (server.url, "small-client:v1")
+    assert digests(server)[LATEST] == digests(server)["small-client:v1"]
     assert server.store.pulls == []
-    header = desk.of("run planned")[0]["title"]
-    assert header == f"Track B (Ollama at {server.url.removeprefix('http://')})"
+    title = desk.of("run planned")[0]["title"]
+    assert title == f"Track B (Ollama at {server.url.removeprefix('http://')})"
 
 
-def test_parity_was_checked_before_the_evaluation(whole: tuple[Desk, OllamaServer]) -> None:
-    desk, _ = whole
+def test_parity_was_checked_before_the_evaluation(shown: tuple[Desk, OllamaServer]) -> None:
+    desk, _ = shown
     order = [e.event for e in desk.events if e.event in ("created", "compared", "confirmed", "registered")]
     assert order[:4] == ["created", "compared", "confirmed", "registered"]
     assert [data["prompts"] for data in desk.of("compared")] == [3, 3]
 
 
-def test_the_alias_is_the_version_in_service(whole: tuple[Desk, OllamaServer]) -> None:
-    _, server = whole
+def test_the_alias_is_the_version_in_service(shown: tuple[Desk, OllamaServer]) -> None:
+    _, server = shown
     assert digests(server)[LATEST] == digests(server)["small-client:v2"]
     assert digests(server)[LATEST] != digests(server)["small-client:v1"]
 
 
-def test_the_model_carries_prompt_parameters_and_stamp(whole: tuple[Desk, OllamaServer]) -> None:
-    _, server = whole
+def test_the_model_carries_prompt_parameters_and_stamp(shown: tuple[Desk, OllamaServer]) -> None:
+    _, server = shown
     stored = server.store.find("small-client:v2")
     assert stored.system == PROMPT
     assert stored.parameters == {"temperature": 0.2, "num_ctx": 1024, "stop": ["<|im_end|>"]}
@@ -142,8 +91,8 @@ def test_the_model_carries_prompt_parameters_and_stamp(whole: tuple[Desk, Ollama
     assert info["ftr.run_id"].startswith("small-v2-b-")
 
 
-def test_the_modelfile_beside_the_run_is_valid_and_names_the_file(whole: tuple[Desk, OllamaServer]) -> None:
-    desk, _ = whole
+def test_the_modelfile_beside_the_run_is_valid_and_names_the_file(shown: tuple[Desk, OllamaServer]) -> None:
+    desk, _ = shown
     (run,) = desk.client.glob("runs/small-v2-*")
     said = dict(parse((run / "Modelfile").read_text()))
     assert (run / said["from"]).is_file()
@@ -151,24 +100,39 @@ def test_the_modelfile_beside_the_run_is_valid_and_names_the_file(whole: tuple[D
     assert "# account_state_version: 1.0.0\n" in (run / "Modelfile").read_text()
 
 
-def test_a_rollback_copies_back_and_a_crash_before_it_is_mended(desk: Desk, server: OllamaServer) -> None:
-    desk.submit(1)
-    desk.submit(2)
-    runner = desk.runner()
+def test_a_rollback_copies_back(in_service: Desk, server: OllamaServer) -> None:
+    runner = in_service.runner()
     runner.rollback("small", 1)
     assert digests(server)[LATEST] == digests(server)["small-client:v1"]
-    assert desk.notices == [f"{LATEST} → small-client:v1"]
-    # A crash between registry and copy: the alias is another version's, or gone.
-    server.store.copy("small-client:v2", LATEST)
+    assert in_service.notices == [f"{LATEST} → small-client:v1"]
     runner.promote("small", 2, override="back again")
     assert digests(server)[LATEST] == digests(server)["small-client:v2"]
-    server.store.delete(LATEST)
-    runner.evaluate("small", 1)
+
+
+@pytest.mark.parametrize("trace", ["another version", "none"])
+def test_an_alias_that_a_crash_left_behind_is_mended(
+    in_service: Desk, server: OllamaServer, trace: str
+) -> None:
+    if trace == "none":
+        server.store.delete(LATEST)
+    else:
+        server.store.copy("small-client:v1", LATEST)
+    in_service.runner().evaluate("small", 1)
     assert digests(server)[LATEST] == digests(server)["small-client:v2"]
-    # The host is away: the registry changes all the same, and the next command mends the alias.
-    away = desk.runner(host="http://127.0.0.1:9")
-    away.rollback("small", 1)
-    assert runner.registry("small").active() == runner.entry("small", 1, None)
+    assert in_service.notices == [f"{LATEST} → small-client:v2"]
+
+
+def test_a_host_that_cannot_copy_now_keeps_no_version_out_of_service(
+    in_service: Desk, server: OllamaServer
+) -> None:
+    server.store.broken_copy = True
+    entry = in_service.runner().rollback("small", 1)
+    assert (entry.active, entry.model_id) == (True, "small-client:v1")
+    (notice,) = in_service.notices
+    assert "not the same as small-client:v1 after copying. The registry has what is in service" in notice
+    server.store.broken_copy = False
+    in_service.runner().evaluate("small", 1)
+    assert digests(server)[LATEST] == digests(server)["small-client:v1"]
 
 
 def test_a_copy_that_is_another_model_is_an_error(desk: Desk, server: OllamaServer) -> None:
@@ -176,20 +140,7 @@ def test_a_copy_that_is_another_model_is_an_error(desk: Desk, server: OllamaServ
     server.store.broken_copy = True
     server.store.delete(LATEST)
     with pytest.raises(ProviderError, match="not the same as small-client:v1 after copying"):
-        desk.served().follow(active(desk))
-
-
-def active(desk: Desk) -> Model:
-    entry = desk.runner().registry("small").active()
-    assert entry is not None
-    return Model(
-        model_id=entry.model_id or "",
-        track="B",
-        provider="ollama",
-        base_model=entry.base_model or "",
-        dataset_sha256=entry.dataset_sha256 or "",
-        endpoint=entry.endpoint,
-    )
+        desk.served().follow(desk.active())
 
 
 def test_the_alias_goes_where_nothing_there_is_in_service(desk: Desk, server: OllamaServer) -> None:
@@ -201,34 +152,13 @@ def test_the_alias_goes_where_nothing_there_is_in_service(desk: Desk, server: Ol
 
 def test_an_alias_of_somebody_else_is_left_alone(desk: Desk, server: OllamaServer) -> None:
     desk.submit(1)
-    other = server.store.blob("sha256-other")
-    make_foreign(server, LATEST, other)
+    put_foreign(server, LATEST)
     with pytest.raises(ProviderError, match="was not made by this system"):
-        desk.served().follow(active(desk))
-
-
-def make_foreign(server: OllamaServer, name: str, path: Path) -> None:
-    """A model that somebody put there by hand: the bare base without a stamp."""
-    from gguf import GGUFWriter
-
-    writer = GGUFWriter(path, "llama")
-    writer.add_string("general.name", "somebody else's")
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    stored = replace(server.store.models.get("x") or _stored(name), gguf="sha256-other")
-    server.store.models[key_of(name)] = stored
-
-
-def _stored(name: str):  # type: ignore[no-untyped-def]
-    from tests.contract.ollama_server.store import Stored
-
-    return Stored(name=name, gguf="")
+        desk.served().follow(desk.active())
 
 
 def test_a_name_that_is_taken_stops_the_run_before_training(desk: Desk, server: OllamaServer) -> None:
-    make_foreign(server, "Small-Client:V1", server.store.blob("sha256-other"))
+    put_foreign(server, "Small-Client:V1")
     with pytest.raises(ProviderError, match="already has small-client:v1, not made by this system"):
         desk.submit(1)
     assert desk.of("train started") == []
@@ -270,8 +200,8 @@ def test_an_old_server_is_warned_of(tmp_path: Path, base: Path) -> None:
 
 def test_a_replaced_model_is_not_asked(desk: Desk, server: OllamaServer) -> None:
     desk.submit(1)
-    model = active(desk)
-    make_foreign(server, "small-client:v1", server.store.blob("sha256-other"))
+    model = desk.active()
+    put_foreign(server, "small-client:v1")
     with (
         pytest.raises(ServingError, match="is not the model on record; somebody replaced it"),
         desk.served().serve([model]),
@@ -283,8 +213,8 @@ def test_a_wrong_template_on_the_server_stops_the_run(desk: Desk, server: Ollama
     """Somebody exchanged the template between making and comparing."""
     made = server.store.create
 
-    def spoiled(request):  # type: ignore[no-untyped-def]
-        return made({**request, "template": str(request["template"]).replace("system", "System")})
+    def spoiled(request: Mapping[str, Any]) -> Iterator[dict[str, str]]:
+        return made({**request, "template": str(request["template"]).replace("assistant", "Assistant")})
 
     server.store.create = spoiled  # type: ignore[method-assign]
     with pytest.raises(ParityError, match="parity check, template"):
@@ -294,14 +224,14 @@ def test_a_wrong_template_on_the_server_stops_the_run(desk: Desk, server: Ollama
 
 def test_forgetting_takes_every_model_of_the_client_away(desk: Desk, server: OllamaServer) -> None:
     job = desk.submit(1)
-    make_foreign(server, "small-client:mine", server.store.blob("sha256-other"))
+    put_foreign(server, "small-client:mine")
     assert set(desk.served().forget([job.run_id], ["small-client:v1"])) == {"small-client:v1", LATEST}
     assert server.names == {"small-client:mine"}
 
 
 def test_a_failed_call_is_a_reply_with_its_reason(desk: Desk, server: OllamaServer) -> None:
     desk.submit(1)
-    model = active(desk)
+    model = desk.active()
     with desk.served().serve([model]) as answerer:
         server.store.delete("small-client:v1")
         prompt = Prompt(question_id="q", k=0, messages=())

@@ -38,14 +38,24 @@ PROVIDER = "ollama"
 
 
 class Served:
-    """Trains one client's versions here and serves them at `OLLAMA_HOST`; `connect` is a seam for tests."""
+    """Trains one client's versions here and serves them at `OLLAMA_HOST`.
 
-    def __init__(self, settings: Settings, client: Client, *, connect: Connect | None = None) -> None:
+    `embedded` and `connect` are seams: for another trainer, and for another way to the host.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        client: Client,
+        *,
+        embedded: Embedded | None = None,
+        connect: Connect | None = None,
+    ) -> None:
         self._settings = settings
         self._client = client
         self._host = settings.ollama_host or ""
         self._connect = connect or self._open
-        self._embedded = Embedded(settings, client)
+        self._embedded = embedded or Embedded(settings, client)
         self._named = base_model(settings, client.config)
         self._placing = Placing(settings, client, self._connect, lambda: self._embedded.weights)
         self._alias = f"{client.id}-client:latest"

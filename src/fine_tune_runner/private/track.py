@@ -10,7 +10,7 @@ import importlib.util
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from itertools import groupby
@@ -45,16 +45,18 @@ from fine_tune_runner.types import (
 if TYPE_CHECKING:
     from fine_tune_runner.private.bases import Base
 
+Trainer = Callable[[TrainSpec, Callable[[dict[str, Any]], None], Callable[[], bool]], TrainingSummary]
 SERVED_CONTEXT = 4096  # tokens a slot, as num_ctx in service
 NEEDS = ("torch", "safetensors", "gguf", "xllamacpp")
 
 
 class Embedded:
-    """Trains and serves one client's versions on this machine."""
+    """Trains and serves one client's versions on this machine; `trainer` in place of our own (process.py)."""
 
     title = "Track B (embedded)"
 
-    def __init__(self, settings: Settings, client: Client) -> None:
+    def __init__(self, settings: Settings, client: Client, *, trainer: Trainer | None = None) -> None:
+        self._trainer = trainer
         self._settings = settings
         self._client = client
 
@@ -63,7 +65,10 @@ class Embedded:
         missing = [name for name in NEEDS if importlib.util.find_spec(name) is None]
         if missing:
             return f"{', '.join(missing)} not installed; run: pip install 'fine-tune-runner[local]'"
-        _ = self.weights  # weights that are missing are asked for before anything starts
+        if self.weights.gguf is None:  # weights that are missing are asked for before anything starts
+            from fine_tune_runner.private.gguf_base import open_base
+
+            open_base(self.weights.dir)  # and what cannot be exported is refused before it is trained
         return None
 
     @cached_property
@@ -72,8 +77,8 @@ class Embedded:
         return self._resolve(base_model(self._settings, self._client.config).weights)
 
     def _resolve(self, name: str) -> Base:
-        # A sensitive client's run asks no hub, not even for weights.
-        return bases.resolve(name, self._settings, offline=self._client.config.is_sensitive)
+        # No run asks the hub for weights: that is `fine-tune fetch`, before.
+        return bases.resolve(name, self._settings, offline=True)
 
     def tokenizer(self) -> Tokenizer:
         """The base model's own."""
@@ -135,7 +140,7 @@ class Embedded:
         def on_event(event: dict[str, Any]) -> None:
             context.emit(f"train {event.pop('event')}", **event)
 
-        summary = train(spec, on_event, context.cancelled)
+        summary = (self._trainer or train)(spec, on_event, context.cancelled)
         if summary.seconds > 0:
             self._remember_speed(summary.tokens / summary.seconds)
         context.emit(
