@@ -1,6 +1,6 @@
 """The Ollama stand-in on a loopback socket: in a thread of the test, or as a process of its own.
 
-`python -m tests.contract.ollama_server.server FOLDER` prints its address and serves until it is killed.
+`python -m tests.contract.ollama_server.server FOLDER [ADDRESS]` prints its URL and serves until killed.
 """
 
 from __future__ import annotations
@@ -79,10 +79,11 @@ def serving(folder: Path, *, version: str = "0.34.1", token: str | None = None) 
 
 
 if __name__ == "__main__":
-    main_listener = listen()
+    main_address = sys.argv[2] if len(sys.argv) > 2 else "127.0.0.1"
+    main_listener = listen(main_address)
     main_folder = Path(sys.argv[1])
     main_folder.mkdir(parents=True, exist_ok=True)
-    main_url = f"http://127.0.0.1:{main_listener.getsockname()[1]}"
+    main_url = f"http://{main_address}:{main_listener.getsockname()[1]}"
     sys.stdout.write(main_url + "\n")
     sys.stdout.flush()
     asyncio.run(_uvicorn(OllamaServer(main_url, Store(main_folder)), None).serve([main_listener]))
