@@ -50,15 +50,19 @@ def test_submit_trains_evaluates_promotes_and_prints_the_transcript(place: Workp
     assert len(list(place.client.glob("runs/*"))) == 1
 
 
-def test_an_adapter_that_is_gone_holds_the_next_version_and_names_the_reason(place: Workplace) -> None:
+def test_an_adapter_that_is_gone_with_its_answers_holds_the_next_version_and_names_the_reason(
+    place: Workplace,
+) -> None:
     assert place.submit().code == 0
     next(place.client.glob("runs/*/attempt-1/adapter.gguf")).unlink()
+    next(place.client.glob("runs/*/answers/1-B.jsonl")).unlink()
     write_version(place.client, 2)
     result = place.submit(2, "--json")
     assert result.code == 4, result.out
     assert [row["status"] for row in place.registry()] == ["active", "held"]
     (alert,) = [event for event in result.events if event["event"] == "alert"]
     assert "adapter.gguf is missing" in alert["reason"]
+    assert alert["reason"].endswith("; nothing it answered is stored")
     assert result.events[-1]["exit_code"] == 4
 
 
