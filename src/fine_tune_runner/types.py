@@ -26,6 +26,7 @@ Status = Literal["eval", "active", "archived", "refused", "held", "failed"]
 State = Literal["queued", "waiting", "running", "finished", "failed", "cancelled", "interrupted"]
 # Where a step may be done (workflow/durable.py): at the home host, at any worker, or on one trainer's host.
 Place = Literal["registry", "hosted", "evaluate", "train"]
+PLACES: tuple[Place, ...] = ("registry", "hosted", "evaluate", "train")
 Decision = Literal["promote", "refuse", "hold"]
 # How an answer was judged: its own `Root cause:` line; a committed sentence naming exactly one label; the
 # nearest label by embedding (marked fallback); nearer to its own reference than to those of other causes

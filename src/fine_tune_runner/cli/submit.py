@@ -36,6 +36,7 @@ EXIT_CODES = {"promote": 0, "refuse": 3, "hold": 4}
 @click.option("--max-cost", type=click.FloatRange(min=0), metavar="USD", help="Refuse above this estimate.")
 @click.option("--again", is_flag=True, help="A new attempt at a version that was refused, held or failed.")
 @click.option("--dry-run", is_flag=True, help="Check and estimate only: nothing is sent, trained or written.")
+@click.option("--detach", is_flag=True, help="Leave the run to a worker and return at once.")
 @answers_option
 @strict_option
 @poll_option
@@ -49,6 +50,7 @@ def submit_command(
     max_cost: float | None,
     again: bool,
     dry_run: bool,
+    detach: bool,
     answers: int | None,
     strict: bool,
     poll_s: float | None,
@@ -66,6 +68,7 @@ def submit_command(
       fine-tune submit --client hre --version 3 --track a --max-cost 15 --yes
       fine-tune submit --client hre --version 3 --again --json
       fine-tune submit --client hre --version 3 --answers 10 --strict
+      fine-tune submit --client hre --version 3 --detach
     """
     request = Request(
         client_id=client_id,
@@ -80,6 +83,8 @@ def submit_command(
     if dry_run:
         return preview(request, as_json)
 
+    if detach:
+        return leave(request, yes, as_json)
     name = load_client(settings(), client_id).name
     listener = JsonLines() if as_json else Transcript(name)
     line = runner(poll_s, listener=listener, confirm=confirm(yes))
@@ -91,6 +96,24 @@ def submit_command(
     finally:
         listener.close()
     return closing(job, line.entry(client_id, version, run.track), name, as_json)
+
+
+def leave(request: Request, approved: bool, as_json: bool) -> int:
+    """Leave a run to the workers; its id is all that goes to stdout."""
+    line = runner()
+    run = line.run_for(request)
+    line.leave(run, approved=approved)
+    queued(run.run_id, as_json)
+    return 0
+
+
+def queued(run_id: str, as_json: bool) -> None:
+    """Say that a run was left to the workers."""
+    if as_json:
+        echo_json({"event": "queued", "run_id": run_id})
+        return
+    echo(run_id)
+    echo(f"Queued for a worker (fine-tune worker); look on: fine-tune logs -f {run_id}", err=True)
 
 
 def preview(request: Request, as_json: bool) -> int:

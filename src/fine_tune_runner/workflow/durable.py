@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from fine_tune_runner.errors import RunError, RunnerError
 from fine_tune_runner.files import lock_owner, locked
-from fine_tune_runner.types import Clock, Place, Run
+from fine_tune_runner.types import PLACES, Clock, Place, Run
 from fine_tune_runner.workflow.engine import Event, Plan, RunState
 from fine_tune_runner.workflow.record import Record, Tail, alive, interrupted
 
@@ -106,6 +106,31 @@ class Durable:
         if state.pid is None:
             self.record.open(state.run).emit("run cancelled")
 
+    def work(
+        self,
+        stopped: Callable[[], bool],
+        *,
+        places: Sequence[Place] | None = None,
+        labels: Sequence[str] | None = None,
+        listener: Callable[[Event], None] = lambda _event: None,
+    ) -> None:
+        """Do the queued runs of these places until `stopped`; what is under way then goes on another time.
+
+        RunError where another process has the engine of this folder already.
+        """
+        while not stopped():
+            with self.database() as database:
+                try:
+                    with self.engine(database, places, labels, listener) as executor:
+                        if database.embedded:  # whoever had the engine before is dead
+                            database.recover(dead=lambda _id: True, wanted=executor.wanted)
+                        while not stopped() and not executor.lost.is_set():
+                            time.sleep(LOOK_S)
+                except BlockingIOError as error:
+                    raise RunError(
+                        f"process {error} has the engine of {self.folder.parent} already; one is enough"
+                    ) from None
+
     @contextlib.contextmanager
     def database(self) -> Iterator[Database]:
         """The engine's database, made where it is missing; RunError where it cannot be reached."""
@@ -121,10 +146,14 @@ class Durable:
 
     @contextlib.contextmanager
     def engine(
-        self, database: Database, places: Sequence[Place] | None = None, labels: Sequence[str] | None = None
+        self,
+        database: Database,
+        places: Sequence[Place] | None = None,
+        labels: Sequence[str] | None = None,
+        listener: Callable[[Event], None] = lambda _event: None,
     ) -> Iterator[Executor]:
         """Be the process that does runs; BlockingIOError, its text the pid, where another one is (SQLite)."""
-        from fine_tune_runner.workflow.executor import PLACES, Executor
+        from fine_tune_runner.workflow.executor import Executor
 
         with locked(self.folder / "engine.lock") if database.embedded else contextlib.nullcontext():
             executor = Executor(
@@ -134,6 +163,7 @@ class Durable:
                 places=PLACES if places is None else places,
                 labels=self._labels if labels is None else labels,
                 notice=self.notice,
+                listener=listener,
             )
             executor.start()
             try:
@@ -144,6 +174,8 @@ class Durable:
     def _enqueue(self, database: Database, run: Run, priority: int) -> str:
         self.record.begin(run)
         label = self.plan(run)[0].label
+        if label is not None and label not in self._labels:
+            self.notice(f"{run.run_id} waits for a worker that is trusted: fine-tune worker --label {label}")
         goes = len(database.goes(run.run_id))
         workflow_id = database.enqueue_run(run.client_id, run.run_id, label, priority)
         if len(database.goes(run.run_id)) > goes and self.find(run.run_id).pid is None:
@@ -156,7 +188,8 @@ class Durable:
         while True:
             try:
                 with self.engine(database) as executor:
-                    database.recover(dead=lambda _id: True, wanted=lambda name: name == run.run_id)
+                    if database.embedded:  # whoever had the engine before is dead
+                        database.recover(dead=lambda _id: True, wanted=lambda name: name == run.run_id)
                     return self._here(database, executor, run, workflow_id, tail)
             except BlockingIOError as error:
                 if not told:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from fine_tune_runner.types import Run, State, Step
+from fine_tune_runner.types import Place, Run, State, Step
 
 Plan = Callable[[Run], Sequence[Step]]
 
@@ -57,6 +57,17 @@ class Engine(Protocol):
 
     def approve(self, run: Run) -> None:
         """Say yes to what a run costs, on record; one that waits goes on when it is run or enqueued again."""
+        ...
+
+    def work(
+        self,
+        stopped: Callable[[], bool],
+        *,
+        places: Sequence[Place] | None = None,
+        labels: Sequence[str] | None = None,
+        listener: Callable[[Event], None] = lambda _event: None,
+    ) -> None:
+        """Do queued runs of these places until `stopped`; None: all places, and this machine's labels."""
         ...
 
     def find(self, run_id: str) -> RunState:

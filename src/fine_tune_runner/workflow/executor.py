@@ -16,20 +16,22 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Future
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dbos import DBOS, DBOSPortableJSONSerializer, SetEnqueueOptions, SetWorkflowID
 from dbos._error import DBOSAwaitedWorkflowCancelledError
 
 from fine_tune_runner.errors import Interrupted, NeedsApproval, PolicyError, RunError, RunnerError
 from fine_tune_runner.files import locked
-from fine_tune_runner.types import Place, Run, Step
+from fine_tune_runner.types import PLACES, Place, Run, Step
 from fine_tune_runner.workflow.database import APP, APP_VERSION, POLL_S, Database, host, queue_name
-from fine_tune_runner.workflow.engine import Plan
+from fine_tune_runner.workflow.engine import Event, Plan
 from fine_tune_runner.workflow.record import Record, StepContext, finish, outcome, perform
 
+if TYPE_CHECKING:
+    from fine_tune_runner.workflow.lease import Lease
+
 Outcome = dict[str, Any]  # {"state": "done" | the state of the run, "code", "message"}
-PLACES: tuple[Place, ...] = ("registry", "hosted", "evaluate", "train")
 
 
 class Stopping(BaseException):
@@ -51,28 +53,32 @@ class Executor:
         places: Sequence[Place] = PLACES,
         labels: Sequence[str] = (),
         notice: Callable[[str], None] = lambda _text: None,
+        listener: Callable[[Event], None] = lambda _event: None,
     ) -> None:
         self._record = record
         self._plan = plan
         self._database = database
         self._places = places
         self._labels = labels
-        self._notice = notice
+        self.notice = notice
+        self._listener = listener
         self._stopping = threading.Event()
         self._threads: set[threading.Thread] = set()
         # Never that of an earlier process: at its start DBOS takes up whatever bears its executor's id.
         self.id = f"{host()}-{os.getpid()}-{time.time_ns():x}"
         self.bugs: dict[str, BaseException] = {}
+        self.lost = threading.Event()  # its runs were taken over by another worker
+        self._lease = _lease(database, self) if not database.embedded else None
 
     def start(self) -> None:
         """Begin to take work off the queues; names loudly what belongs to another application version."""
         queues = self._database.register(self._places, self._labels)
         for stranger in self._database.strangers():
-            self._notice(
+            self.notice(
                 f"workflow {stranger.id} belongs to application version {stranger.app_version!r} and is left "
                 f"alone; cancel its run and submit it again"
             )
-        _log_to(self._notice)
+        _log_to(self.notice)
         DBOS(
             config={
                 "name": APP,
@@ -96,8 +102,23 @@ class Executor:
 
         self._leg_workflow = leg
         DBOS.listen_queues(queues)
+        if self._lease is not None:
+            self._lease.start()
         with self._database.one_line():
             DBOS.launch()
+
+    def wanted(self, run_id: str) -> bool:
+        """Whether a run goes on by itself: not one stopped with Ctrl-C, nor one that is gone."""
+        try:
+            events = self._record.events(run_id)
+        except RunError:
+            return False
+        return not events or events[-1].event != "run interrupted"
+
+    def give_up(self) -> None:
+        """Stop every step: another worker has taken over."""
+        self._stopping.set()
+        self.lost.set()
 
     def stop(self, wait_s: float = 150.0) -> None:
         """Ask every step to end where it can go on later, wait for them, and leave the workflows alone."""
@@ -107,6 +128,8 @@ class Executor:
         for thread in list(self._threads):
             thread.join(max(0.0, deadline - time.monotonic()))
         DBOS.destroy(destroy_registry=True)
+        if self._lease is not None:
+            self._lease.stop()
 
     async def _run(self, run: Run) -> Outcome:
         """All that is left of a run; each next leg is decided by what is on record."""
@@ -252,7 +275,7 @@ class Executor:
         return {"state": "cancelled"}
 
     def _open(self, run: Run) -> StepContext:
-        return self._record.open(run, stopping=self._stopping.is_set)
+        return self._record.open(run, listener=self._listener, stopping=self._stopping.is_set)
 
     @contextlib.asynccontextmanager
     async def _held(self, run: Run) -> AsyncIterator[None]:
@@ -278,6 +301,12 @@ def _alone(context: StepContext) -> Iterator[None]:
             except BlockingIOError:
                 context.check_cancelled()
         yield
+
+
+def _lease(database: Database, executor: Executor) -> Lease:
+    from fine_tune_runner.workflow.lease import Lease
+
+    return Lease(database, executor.id, lost=executor.give_up, notice=executor.notice, wanted=executor.wanted)
 
 
 def _log_to(notice: Callable[[str], None]) -> None:

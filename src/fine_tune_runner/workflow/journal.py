@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from fine_tune_runner.errors import RunError
 from fine_tune_runner.types import Clock, Run
@@ -50,6 +50,10 @@ class Journal:
 
     def enqueue(self, run: Run) -> None:
         """There is nobody to leave it to."""
+        raise RunError("this engine runs in the foreground only")
+
+    def work(self, stopped: Callable[[], bool], **_words: Any) -> None:
+        """There is nothing that could be queued."""
         raise RunError("this engine runs in the foreground only")
 
     def find(self, run_id: str) -> RunState:

@@ -1,0 +1,66 @@
+"""`fine-tune worker`: does queued runs until it is told to stop; systemd and launchd keep it up."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Sequence
+
+import click
+
+from fine_tune_runner.cli.common import echo, echo_json, json_option, poll_option, runner
+from fine_tune_runner.errors import UsageError
+from fine_tune_runner.types import PLACES, Place
+from fine_tune_runner.workflow.engine import Event
+
+QUIET = ("train step", "evaluation progress", "job status", "train checkpoint")
+
+
+def _places(_ctx: click.Context, _param: click.Parameter, value: str | None) -> Sequence[Place] | None:
+    if value is None:
+        return None
+    names = [name.strip() for name in value.split(",") if name.strip()]
+    if unknown := sorted(set(names) - set(PLACES)):
+        raise UsageError(f"--queues: {', '.join(unknown)} is none of {', '.join(PLACES)}")
+    return [place for place in PLACES if place in names]
+
+
+@click.command("worker")
+@click.option(
+    "--queues",
+    callback=_places,
+    metavar="NAMES",
+    help="Which of registry, hosted, evaluate, train it serves (all); registry: at the home host only.",
+)
+@click.option("--label", "labels", multiple=True, metavar="NAME", help="What it is trusted with: private.")
+@poll_option
+@json_option
+def worker_command(
+    queues: Sequence[Place] | None, labels: Sequence[str], poll_s: float | None, as_json: bool
+) -> int:
+    """Do queued runs, in this process, until Ctrl-C or SIGTERM.
+
+    What is under way then stops where it can go on later; a worker that is started again, or another one,
+    goes on with it. Alone on SQLite a worker is trusted with sensitive clients; with FINE_TUNE_DATABASE_URL
+    only one that is labelled private is.
+
+    \b
+    Examples:
+      fine-tune worker
+      fine-tune worker --queues train,evaluate --label private
+    """
+    line = runner(poll_s)
+    told = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: told.set())
+
+    def say(event: Event) -> None:
+        if as_json:
+            echo_json(event)
+        elif event.event not in QUIET:
+            step = f" {event.data['step']}" if event.event == "step started" else ""
+            echo(f"{event.at:%Y-%m-%d %H:%M:%S} {event.run_id} {event.event}{step}")
+
+    echo("Worker ready; stop it with Ctrl-C", err=True)
+    line.engine.work(told.is_set, places=queues, labels=labels or None, listener=say)
+    return 0
