@@ -72,7 +72,7 @@ def parity(runner: FineTuneRunner, job: Job, answers_per_month: int) -> Parity:
         old = _side(runner, report, report.previous, report.previous_key, answers_per_month)
     return Parity(
         client_id=report.client_id,
-        questions=report.new.questions,
+        questions=len(report.shared) or report.new.questions,
         answers_per_month=answers_per_month,
         old=old,
         new=_side(runner, report, report.new, report.key, answers_per_month),
