@@ -62,10 +62,28 @@ def test_linear_is_the_base_plus_scaled_low_rank_products() -> None:
         low = [(x @ a.T) @ b.T for a, b in zip(lora.a.split(2), lora.b, strict=True)]
         return x @ weight.T + 0.5 * torch.cat(low, dim=1)
 
-    torch.testing.assert_close(linear(x, weight, lora), plain())
+    torch.testing.assert_close(linear(x, weight, [(5, lora)]), plain())
     inputs, outer = (x, lora.a, *lora.b), matrix(5, 7)
-    own = torch.autograd.grad(linear(x, weight, lora), inputs, outer)
+    own = torch.autograd.grad(linear(x, weight, [(5, lora)]), inputs, outer)
     torch.testing.assert_close(own, torch.autograd.grad(plain(), inputs, outer))
+
+
+def test_each_adapter_acts_on_its_own_rows() -> None:
+    draw = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(5, 6, generator=draw).requires_grad_(), torch.randn(7, 6, generator=draw)
+
+    def lora(rank: int, scale: float) -> Lora:
+        a = torch.randn(rank, 6, generator=draw).requires_grad_()
+        return Lora(a=a, b=(torch.randn(7, rank, generator=draw).requires_grad_(),), scale=scale)
+
+    first, second = lora(2, 0.5), lora(3, 2.0)
+    together = linear(x, weight, [(2, first), (3, second)])
+    apart = torch.cat([linear(x[:2], weight, [(2, first)]), linear(x[2:], weight, [(3, second)])])
+    torch.testing.assert_close(together, apart)
+    inputs, outer = (x, first.a, *first.b, second.a, *second.b), torch.randn(5, 7, generator=draw)
+    own, expected = torch.autograd.grad(together, inputs, outer), torch.autograd.grad(apart, inputs, outer)
+    for mine, theirs in zip(own, expected, strict=True):
+        torch.testing.assert_close(mine, theirs)
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")

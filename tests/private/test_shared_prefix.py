@@ -1,4 +1,4 @@
-"""Loss and gradients of the shared-prefix layout against plain per-example batches through PEFT, float32."""
+"""Loss and gradients of the tree layout against plain per-example batches through PEFT, float32."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from tests.tiny_llama import make_tiny_llama
 from transformers import AutoModelForCausalLM
 
-from fine_tune_runner.private.batches import Row, lay_out, make_batch
+from fine_tune_runner.private.batches import TREE_TOKENS, Corpus, Row, lay_out, make_batch
 from fine_tune_runner.private.llama import Llama, load_llama
 from fine_tune_runner.private.lora import Adapter, new_adapter
-from fine_tune_runner.private.shared_prefix import Trunk, batch_loss
+from fine_tune_runner.private.shared_prefix import Branch, losses
+from fine_tune_runner.private.trunk import Trunk
 
 # peft 0.21 asks transformers 5.23 under the older of two names.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
@@ -35,9 +36,10 @@ def chat(seed: int, prompt: list[int], *turns: tuple[int, int, bool]) -> Row:
     return Row(tokens=tokens, loss_mask=mask)
 
 
-PROMPT = numbers(0, 40)
+PROMPT, OTHER = numbers(0, 40), numbers(1, 33)
+SHARED_TURN = [*PROMPT, *numbers(2, 50)]
 CASES = {
-    "right padding": [
+    "several lengths": [
         chat(1, PROMPT, (5, 9, True)),
         chat(2, PROMPT, (8, 3, True)),
         chat(3, PROMPT, (3, 17, True)),
@@ -45,6 +47,20 @@ CASES = {
     "weight 0": [chat(1, PROMPT, (5, 9, False), (4, 6, True)), chat(2, PROMPT, (7, 6, True), (3, 5, False))],
     "row without loss": [chat(1, PROMPT, (5, 9, True)), chat(2, PROMPT, (6, 4, False))],
     "multi-turn": [chat(1, PROMPT, (5, 9, True), (4, 6, True)), chat(2, PROMPT, (7, 6, True))],
+    "two prompts": [chat(n, (PROMPT, OTHER)[n % 2], (5, 9, True)) for n in range(4)],
+    "a shared turn below the prompt": [
+        chat(1, SHARED_TURN, (4, 6, True)),
+        chat(2, PROMPT, (7, 6, True)),
+        chat(3, SHARED_TURN, (5, 2, True)),
+    ],
+    "a row that goes on where another ends": [
+        chat(1, PROMPT, (5, 9, True)),
+        chat(1, PROMPT, (5, 9, True), (4, 6, True)),
+    ],
+    "loss in what rows share": [
+        Row(tokens=[*SHARED_TURN, n, 7], loss_mask=[i > 60 for i in range(len(SHARED_TURN) + 2)])
+        for n in (3, 4)
+    ],
     "no common prefix": [chat(1, [7], (5, 9, True)), chat(2, [8], (6, 12, True))],
     "answer right after the prompt": [chat(1, PROMPT, (0, 9, True)), chat(2, PROMPT, (0, 4, True))],
     "one row": [chat(1, PROMPT, (5, 9, True))],
@@ -52,12 +68,12 @@ CASES = {
 }
 
 
-def lively_adapter(model: Llama, first: int) -> Adapter:
+def lively_adapter(model: Llama, first: int, seed: int = 4) -> Adapter:
     """B away from zero, so that every matrix has a gradient."""
     adapter = new_adapter(
         dict.fromkeys(range(first, model.config.layers), model.config.shapes), rank=RANK, alpha=ALPHA, seed=3
     )
-    generator = torch.Generator().manual_seed(4)
+    generator = torch.Generator().manual_seed(seed)
     adapter.load({k: torch.randn(v.shape, generator=generator) / 8 for k, v in adapter.tensors().items()})
     return adapter
 
@@ -105,15 +121,35 @@ def gradients(adapter: Adapter) -> dict[str, torch.Tensor]:
     return twin.tensors()
 
 
+def mean_loss(
+    model: Llama, adapter: Adapter, corpus: Corpus, first: int, tree_tokens: int = TREE_TOKENS
+) -> torch.Tensor:
+    """Of all rows as one batch."""
+    trunk = Trunk(model, corpus, first)
+    batch = make_batch(corpus, range(len(corpus.chats)), tree_tokens)
+    total = sum(losses(model, [Branch(tree, corpus, trunk, adapter)])[0] for tree in batch.trees)
+    assert isinstance(total, torch.Tensor)
+    return total / batch.loss_tokens
+
+
+def worst_difference(own: dict[str, torch.Tensor], reference: dict[str, torch.Tensor | None]) -> float:
+    """The largest relative difference of a gradient, by norm."""
+    assert own.keys() == reference.keys()
+    pairs = [(own[key], value) for key, value in reference.items() if value is not None]
+    assert len(pairs) == len(own)
+    return max(float((mine - theirs).norm() / theirs.norm()) for mine, theirs in pairs)
+
+
+@pytest.mark.parametrize("tree_tokens", [TREE_TOKENS, 60], ids=["one tree", "several trees"])
 @pytest.mark.parametrize("layers", [1, 3])
 @pytest.mark.parametrize("rows", CASES.values(), ids=list(CASES))
-def test_loss_and_gradients_are_those_of_peft(tmp_path: Path, rows: list[Row], layers: int) -> None:
+def test_loss_and_gradients_are_those_of_peft(
+    tmp_path: Path, rows: list[Row], layers: int, tree_tokens: int
+) -> None:
     folder = make_tiny_llama(tmp_path, layers=3)
     model = load_llama(folder)
     adapter = lively_adapter(model, 3 - layers)
-    corpus = lay_out(rows)
-    batch = make_batch(corpus, range(len(corpus.suffixes)))
-    loss = batch_loss(model, adapter, Trunk(model, corpus, 3 - layers), batch)
+    loss = mean_loss(model, adapter, lay_out(rows), 3 - layers, tree_tokens)
     loss.backward()
 
     twin = peft_twin(folder, adapter)
@@ -121,27 +157,49 @@ def test_loss_and_gradients_are_those_of_peft(tmp_path: Path, rows: list[Row], l
     expected.backward()
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
     reference = {k.replace(".default", ""): p.grad for k, p in twin.named_parameters() if p.requires_grad}
-    own = gradients(adapter)
-    assert own.keys() == reference.keys()
-    worst = max(float((own[k] - reference[k]).norm() / reference[k].norm()) for k in own)
-    assert worst < 1e-3
+    assert worst_difference(gradients(adapter), reference) < 1e-3
 
 
-def test_a_kept_trunk_gives_the_same_bits_as_one_without_room(tmp_path: Path) -> None:
+def branches(model: Llama, cases: list[list[Row]]) -> tuple[list[Branch], list[Adapter]]:
+    """Several clients' batches, each with an adapter of its own."""
+    adapters = [lively_adapter(model, 1, seed) for seed in range(len(cases))]
+    made = []
+    for rows, adapter in zip(cases, adapters, strict=True):
+        corpus = lay_out(rows)
+        tree = make_batch(corpus, range(len(corpus.chats))).trees[0]
+        made.append(Branch(tree, corpus, Trunk(model, corpus, 1), adapter))
+    return made, adapters
+
+
+def test_clients_together_have_the_losses_and_gradients_of_each_alone(tmp_path: Path) -> None:
     model = load_llama(make_tiny_llama(tmp_path, layers=3))
-    corpus = lay_out(CASES["right padding"])
-    kept, fresh = Trunk(model, corpus, 2), Trunk(model, corpus, 2, cache_bytes=0)
-    for index in range(len(corpus.suffixes)):
-        first = kept.row(index)
-        assert kept.row(index) is first
-        assert fresh.row(index) is not fresh.row(index)
-        assert torch.equal(first, fresh.row(index))
+    cases = [CASES[name] for name in ("several lengths", "two prompts", "multi-turn")]
+    together, adapters = branches(model, cases)
+    values = losses(model, together)
+    torch.autograd.backward(values)
+    alone, single = branches(model, cases)
+    for place, branch in enumerate(alone):
+        (value,) = losses(model, [branch])
+        value.backward()
+        torch.testing.assert_close(values[place], value, rtol=1e-5, atol=0)
+        reference: dict[str, torch.Tensor | None] = dict(gradients(single[place]))
+        assert worst_difference(gradients(adapters[place]), reference) < 1e-4
 
 
-def test_the_trunk_keeps_rows_up_to_its_budget(tmp_path: Path) -> None:
-    model = load_llama(make_tiny_llama(tmp_path))
-    corpus = lay_out(CASES["right padding"])
-    first = len(corpus.suffixes[0].inputs) * model.config.hidden * 4
-    trunk = Trunk(model, corpus, 1, cache_bytes=first)
-    assert trunk.row(0) is trunk.row(0)
-    assert trunk.row(1) is not trunk.row(1)
+@pytest.mark.parametrize("poison", [float("nan"), float("inf"), 1e30])
+def test_a_poisoned_client_changes_no_bit_of_the_others(tmp_path: Path, poison: float) -> None:
+    model = load_llama(make_tiny_llama(tmp_path, layers=3))
+    cases = [CASES["several lengths"], CASES["multi-turn"], CASES["two prompts"]]
+    clean, adapters = branches(model, cases)
+    torch.autograd.backward(losses(model, clean))
+    bad, poisoned = branches(model, cases)
+    with torch.no_grad():
+        for tensor in poisoned[1].parameters():
+            tensor.fill_(poison)
+    torch.autograd.backward(losses(model, bad))
+    for place in (0, 2):
+        for mine, theirs in zip(poisoned[place].parameters(), adapters[place].parameters(), strict=True):
+            assert mine.grad is not None
+            assert theirs.grad is not None
+            assert torch.equal(mine.grad, theirs.grad)
+    assert not all(torch.isfinite(t.grad).all() for t in poisoned[1].parameters() if t.grad is not None)

@@ -12,10 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from tests.tiny_llama import make_tiny_llama
 
-from fine_tune_runner.errors import Interrupted, TrainingError
+from fine_tune_runner.errors import Interrupted, RunnerError, TrainingError
 from fine_tune_runner.private.batches import Row
+from fine_tune_runner.private.learner import learning_rate
 from fine_tune_runner.private.train_spec import TrainSpec, fingerprint, finished
-from fine_tune_runner.private.trainer import choose_device, choose_dtype, learning_rate, train_adapter
+from fine_tune_runner.private.trainer import choose_device, choose_dtype, train_adapters
 from fine_tune_runner.settings import TrainingConfig
 from fine_tune_runner.types import TrainingSummary
 
@@ -71,7 +72,18 @@ def spec_in(folder: Path, training: TrainingConfig = QUICK) -> TrainSpec:
 
 def train(spec: TrainSpec, record: Record | None = None) -> TrainingSummary:
     record = record or Record()
-    return train_adapter(spec, rows(), record, record.stopping)
+    (result,) = train_adapters([spec], [rows()], [record], record.stopping)
+    if isinstance(result, RunnerError):
+        raise result
+    return result
+
+
+def shuffled(seed: int, count: int = 14) -> list[Row]:
+    """Another client's rows: other questions, another prompt."""
+    draw = random.Random(seed)
+    swap = list(range(320))
+    draw.shuffle(swap)
+    return [Row(tokens=[swap[t] for t in row.tokens], loss_mask=row.loss_mask) for row in rows(count)]
 
 
 def weights(spec: TrainSpec) -> dict[str, torch.Tensor]:
@@ -158,6 +170,74 @@ def test_a_foreign_tokenizer_is_noticed(tmp_path: Path) -> None:
     make_tiny_llama(tmp_path / "base", vocab=300)
     with pytest.raises(TrainingError, match="vocabulary of 300"):
         train(spec_in(tmp_path / "out"))
+
+
+def test_together_each_client_has_the_losses_of_training_alone(tmp_path: Path) -> None:
+    data = [rows(), shuffled(1, 9), shuffled(2)]
+    long = msgspec.structs.replace(QUICK, epochs=4)
+    trainings = [QUICK, QUICK, long]
+
+    def specs(name: str) -> list[TrainSpec]:
+        return [spec_in(tmp_path / f"{name}-{n}", training) for n, training in enumerate(trainings)]
+
+    records = [Record() for _ in data]
+    together = train_adapters(specs("together"), data, records, lambda: False)
+    for place, spec in enumerate(specs("alone")):
+        record = Record()
+        (alone,) = train_adapters([spec], [data[place]], [record], lambda: False)
+        joint = together[place]
+        assert isinstance(alone, TrainingSummary)
+        assert isinstance(joint, TrainingSummary)
+        assert [step for step, _, _ in records[place].steps] == [step for step, _, _ in record.steps]
+        losses = [[loss for _, _, loss in r.steps] for r in (records[place], record)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+        assert (joint.steps, joint.tokens, joint.loss_tokens) == (
+            alone.steps,
+            alone.tokens,
+            alone.loss_tokens,
+        )
+
+
+def test_a_client_whose_loss_is_not_finite_fails_alone_and_moves_no_bit_of_the_others(tmp_path: Path) -> None:
+    hot = msgspec.structs.replace(QUICK, learning_rate=1e30)
+
+    def neighbours(name: str, middle: TrainingConfig) -> list[TrainSpec]:
+        return [spec_in(tmp_path / f"{name}-{n}", t) for n, t in enumerate((QUICK, middle, QUICK))]
+
+    data = [rows(), shuffled(1), shuffled(2)]
+    clean, poisoned = neighbours("clean", QUICK), neighbours("poisoned", hot)
+    train_adapters(clean, data, [Record() for _ in data], lambda: False)
+    results = train_adapters(poisoned, data, [Record() for _ in data], lambda: False)
+    assert isinstance(results[1], TrainingError)
+    assert "not finite" in str(results[1])
+    assert not poisoned[1].adapter_dir.exists()
+    for place in (0, 2):
+        assert isinstance(results[place], TrainingSummary)
+        expected = weights(clean[place])
+        assert all(torch.equal(weights(poisoned[place])[key], value) for key, value in expected.items())
+
+
+def test_together_resumes_each_where_it_was(tmp_path: Path) -> None:
+    data = [rows(), shuffled(1)]
+    whole = [spec_in(tmp_path / f"whole-{n}") for n in range(2)]
+    parts = [spec_in(tmp_path / f"parts-{n}") for n in range(2)]
+    train_adapters(whole, data, [Record(), Record()], lambda: False)
+    stop = Record(stop_after=5)
+    with pytest.raises(Interrupted, match="10 of 24 steps are kept"):
+        train_adapters(parts, data, [stop, Record()], stop.stopping)
+    records = [Record(), Record()]
+    train_adapters(parts, data, records, lambda: False)
+    assert [record.steps[0][0] for record in records] == [6, 6]
+    for expected, got in zip(whole, parts, strict=True):
+        assert all(torch.equal(weights(got)[key], value) for key, value in weights(expected).items())
+
+
+def test_a_client_without_loss_is_named_and_the_other_trained(tmp_path: Path) -> None:
+    silent = [Row(tokens=row.tokens, loss_mask=[False] * len(row.tokens)) for row in rows()]
+    specs = [spec_in(tmp_path / "a"), spec_in(tmp_path / "b")]
+    results = train_adapters(specs, [silent, rows()], [Record(), Record()], lambda: False)
+    assert isinstance(results[0], TrainingError)
+    assert isinstance(results[1], TrainingSummary)
 
 
 def test_all_layers_train(tmp_path: Path) -> None:

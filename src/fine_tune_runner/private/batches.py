@@ -1,19 +1,24 @@
-"""Tokenised rows become batches in the shared-prefix layout (facts/training.md, "The shared prefix").
+"""Tokenised rows become a trie, and the rows of an optimizer step become trees of it, each token once.
 
-The prefix is the longest token sequence with which every row begins. Knows tokens, not text or models.
+The shared-prefix layout of facts/training.md for any number of prefixes and turns. Knows tokens, not text or
+models.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby
 
 from fine_tune_runner.errors import TrainingError
 
-# Rows are sorted by length among this many batches, so that padding stays small and batches stay mixed.
-SORT_WINDOW = 8
+MIN_SHARED = (
+    16  # tokens; an edge of the trie that is shorter is repeated in each row: its own call costs more
+)
+# Rows that share this much beyond the prompt come together within so many batches; others stay mixed.
+MIN_GROUPED, GROUP_WINDOW = 64, 8
+TREE_TOKENS = 16_384  # tokens that go through the model at once; a step with more is cut into several trees
 
 
 @dataclass(frozen=True)
@@ -25,13 +30,22 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Suffix:
-    """What of a row follows the prefix, up to the token that predicts its last target.
+class Segment:
+    """An edge of the trie: tokens that its rows share, at positions `start`.. of each of them.
 
-    Token `predicts[j]` of `inputs` predicts `targets[j]`. `size` is the whole row's length, prefix included.
+    `path` are the segments before it, outermost first.
     """
 
-    inputs: tuple[int, ...]
+    tokens: tuple[int, ...]
+    start: int
+    path: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A row with loss: its segments, and which of its positions predicts which token; `size` in tokens."""
+
+    path: tuple[int, ...]
     predicts: tuple[int, ...]
     targets: tuple[int, ...]
     size: int
@@ -39,89 +53,189 @@ class Suffix:
 
 @dataclass(frozen=True)
 class Corpus:
-    """A client's training rows: the prefix once, and a suffix for each row that has loss."""
+    """A client's training rows; segments in depth-first order, so that parents come before children."""
 
-    prefix: tuple[int, ...]
-    suffixes: tuple[Suffix, ...]
+    segments: tuple[Segment, ...]
+    chats: tuple[Chat, ...]
+
+    @property
+    def prefix(self) -> int:
+        """Tokens with which every row begins."""
+        first = self.segments[0]
+        return len(first.tokens) if all(chat.path[0] == 0 for chat in self.chats) else 0
+
+
+@dataclass(frozen=True)
+class Span:
+    """A segment at flat positions `start` to `end` of a tree; `path` are the spans that it continues."""
+
+    segment: int
+    start: int
+    end: int
+    path: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Rows that go through the model at once, flat, shared tokens once and no padding.
+
+    `keep` are the flat positions that predict anything, ascending; `keep[source[j]]` predicts `targets[j]`,
+    and one position predicts several where rows part behind it.
+    """
+
+    spans: tuple[Span, ...]
+    keep: tuple[int, ...]
+    source: tuple[int, ...]
+    targets: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Flat tokens."""
+        return self.spans[-1].end
+
+    @property
+    def reaches(self) -> list[tuple[int, tuple[int, ...]]]:
+        """Length and path of each span, as `llama.tree_attention` takes them."""
+        return [(span.end - span.start, span.path) for span in self.spans]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Suffixes of one optimizer step, by their index in `Corpus.suffixes`, and what they predict.
+    """The rows of one optimizer step, by their index in `Corpus.chats`, as one tree or several.
 
-    Laid out flat as [P + B * T], right-padded to the longest: flat position `keep[j]` predicts `targets[j]`.
-    `tokens` counts data-set tokens: whole rows, the prefix counted in each, padding not.
+    `tokens` counts data-set tokens: whole rows, what they share counted in each.
     """
 
-    suffixes: tuple[int, ...]
-    length: int
-    keep: tuple[int, ...]
-    targets: tuple[int, ...]
+    chats: tuple[int, ...]
+    trees: tuple[Tree, ...]
+    loss_tokens: int
     tokens: int
 
 
-def lay_out(rows: Sequence[Row]) -> Corpus:
-    """Take the common prefix off all rows; rows without loss drop out, as they move no weight.
+def lay_out(rows: Iterable[Row]) -> Corpus:
+    """Build the trie of all rows up to their last target; rows without loss drop out, as they move no weight.
 
-    Every row keeps at least one token before its first target, so that a suffix token predicts it.
     Raises TrainingError where no row has loss.
     """
-    firsts = [(row, first) for row in rows if (first := _first_target(row)) is not None]
-    if not firsts:
+    targets = [(row, [i for i, target in enumerate(row.loss_mask) if target and i]) for row in rows]
+    used = [(row, at) for row, at in targets if at]  # the first token has nothing before it: never a target
+    if not used:
         raise TrainingError("no row has an assistant token with loss; set weight 1 on an assistant message")
-    cap = min(first for _, first in firsts) - 1
-    prefix = _common([tuple(row.tokens) for row, _ in firsts])[:cap]
-    return Corpus(prefix=prefix, suffixes=tuple(_suffix(row, len(prefix)) for row, _ in firsts))
-
-
-def _first_target(row: Row) -> int | None:
-    """The first token has nothing before it that could predict it, so it is never a target."""
-    return next((i for i, target in enumerate(row.loss_mask) if target and i), None)
-
-
-def _common(rows: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    low, high = min(rows), max(rows)  # in lexical order all others share what these two share
-    end = next(
-        (i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high))
+    segments, paths = _trie([tuple(row.tokens[: at[-1]]) for row, at in used])
+    chats = (
+        Chat(
+            path=path,
+            predicts=tuple(i - 1 for i in at),
+            targets=tuple(row.tokens[i] for i in at),
+            size=len(row.tokens),
+        )
+        for (row, at), path in zip(used, paths, strict=True)
     )
-    return low[:end]
+    return Corpus(segments=tuple(segments), chats=tuple(chats))
 
 
-def _suffix(row: Row, start: int) -> Suffix:
-    targets = [i for i, target in enumerate(row.loss_mask) if target and i]
-    return Suffix(
-        inputs=tuple(row.tokens[start : targets[-1]]),
-        predicts=tuple(i - 1 - start for i in targets),
-        targets=tuple(row.tokens[i] for i in targets),
-        size=len(row.tokens),
-    )
+def _trie(rows: list[tuple[int, ...]]) -> tuple[list[Segment], list[tuple[int, ...]]]:
+    """Segments in depth-first order, and the path of each row. A stack in place of recursion: rows nest."""
+    order = sorted(range(len(rows)), key=rows.__getitem__)
+    segments: list[Segment] = []
+    paths: list[tuple[int, ...]] = [()] * len(rows)
+    waiting: list[tuple[list[int], int, tuple[int, ...]]] = [(order, 0, ())]
+    while waiting:
+        group, start, path = waiting.pop()
+        low, high = rows[group[0]], rows[group[-1]]  # in lexical order all others share what these two share
+        end = _parting(low, high, start)
+        last = end == len(high)  # nothing but repetitions of one row
+        if end > start and (last or end - start >= MIN_SHARED):
+            segments.append(Segment(tokens=low[start:end], start=start, path=path))
+            start, path = end, (*path, len(segments) - 1)
+        if last:
+            for row in group:
+                paths[row] = path
+            continue
+        parts = [list(part) for _, part in groupby(group, key=lambda row: rows[row][end : end + 1])]
+        waiting += [(part, start, path) for part in reversed(parts)]
+    return segments, paths
+
+
+def _parting(low: tuple[int, ...], high: tuple[int, ...], start: int) -> int:
+    """The first position from `start` on at which two rows differ or one of them ends."""
+    pairs = zip(low[start:], high[start:], strict=False)
+    shorter = min(len(low), len(high))
+    return next((i for i, (a, b) in enumerate(pairs, start) if a != b), shorter)
 
 
 def epoch_batches(corpus: Corpus, *, batch_size: int, seed: int, epoch: int) -> list[Batch]:
-    """All rows once, in an order that depends on (seed, epoch) alone: shuffled, near lengths together."""
+    """All rows once, in an order that depends on (seed, epoch) alone: shuffled, near relatives together."""
     draw = random.Random(f"{seed}/{epoch}")
-    order = list(range(len(corpus.suffixes)))
+    order = list(range(len(corpus.chats)))
     draw.shuffle(order)
-    window = batch_size * SORT_WINDOW
-    for start in range(0, len(order), window):
-        order[start : start + window] = sorted(
-            order[start : start + window], key=lambda i: len(corpus.suffixes[i].inputs)
-        )
-    cuts = [*range(0, len(order), batch_size), len(order)]
-    batches = [make_batch(corpus, order[start:end]) for start, end in pairwise(cuts)]
+    window = batch_size * GROUP_WINDOW
+    parts = [order[start : start + window] for start in range(0, len(order), window)]
+    order = [chat for part in parts for chat in sorted(part, key=lambda chat: _family(corpus, chat))]
+    cuts = range(0, len(order), batch_size)
+    batches = [make_batch(corpus, order[start : start + batch_size]) for start in cuts]
     draw.shuffle(batches)
     return batches
 
 
-def make_batch(corpus: Corpus, indices: Sequence[int]) -> Batch:
-    """The batch of these rows, in this order."""
-    suffixes = [corpus.suffixes[i] for i in indices]
-    length = max(len(suffix.inputs) for suffix in suffixes)
-    starts = [len(corpus.prefix) + place * length for place in range(len(suffixes))]
+def _family(corpus: Corpus, chat: int) -> tuple[int, ...]:
+    """The long segments that a row may share, its own last one excepted."""
+    return tuple(s for s in corpus.chats[chat].path[:-1] if len(corpus.segments[s].tokens) >= MIN_GROUPED)
+
+
+def make_batch(corpus: Corpus, chats: Sequence[int], tree_tokens: int = TREE_TOKENS) -> Batch:
+    """The batch of these rows; trees of at most `tree_tokens`, a longer row excepted."""
     return Batch(
-        suffixes=tuple(indices),
-        length=length,
-        keep=tuple(start + at for start, s in zip(starts, suffixes, strict=True) for at in s.predicts),
-        targets=tuple(target for s in suffixes for target in s.targets),
-        tokens=sum(s.size for s in suffixes),
+        chats=tuple(chats),
+        trees=tuple(make_tree(corpus, part) for part in _pack(corpus, chats, tree_tokens)),
+        loss_tokens=sum(len(corpus.chats[i].targets) for i in chats),
+        tokens=sum(corpus.chats[i].size for i in chats),
     )
+
+
+def _pack(corpus: Corpus, chats: Sequence[int], tree_tokens: int) -> list[list[int]]:
+    """Neighbours of the trie fill a tree until it is full, so that what they share is paid seldom."""
+    parts: list[list[int]] = []
+    held: set[int] = set()
+    room = 0
+    for chat in sorted(chats, key=lambda chat: corpus.chats[chat].path):
+        path = corpus.chats[chat].path
+        new = sum(len(corpus.segments[s].tokens) for s in path if s not in held)
+        if not parts or new > room:
+            parts.append([])
+            held, room = set(), tree_tokens
+            new = sum(len(corpus.segments[s].tokens) for s in path)
+        parts[-1].append(chat)
+        held.update(path)
+        room -= new
+    return parts
+
+
+def make_tree(corpus: Corpus, chats: Sequence[int]) -> Tree:
+    """The part of the trie that these rows need, flat."""
+    place: dict[int, int] = {}
+    spans: list[Span] = []
+    at = 0
+    for segment in sorted({s for chat in chats for s in corpus.chats[chat].path}):
+        edge = corpus.segments[segment]
+        place[segment] = len(spans)
+        path = tuple(place[s] for s in edge.path)
+        spans.append(Span(segment=segment, start=at, end=at + len(edge.tokens), path=path))
+        at += len(edge.tokens)
+    flat = [position for chat in chats for position in _flat(corpus, corpus.chats[chat], place, spans)]
+    keep = sorted(set(flat))
+    index = {position: i for i, position in enumerate(keep)}
+    return Tree(
+        spans=tuple(spans),
+        keep=tuple(keep),
+        source=tuple(index[position] for position in flat),
+        targets=tuple(target for chat in chats for target in corpus.chats[chat].targets),
+    )
+
+
+def _flat(corpus: Corpus, chat: Chat, place: dict[int, int], spans: list[Span]) -> Iterable[int]:
+    """Where in the tree the predicting positions of a row lie."""
+    moves = [(corpus.segments[s], spans[place[s]]) for s in chat.path]
+    for position in chat.predicts:
+        edge, span = next(move for move in reversed(moves) if position >= move[0].start)
+        yield span.start + position - edge.start

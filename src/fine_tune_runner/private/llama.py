@@ -1,15 +1,15 @@
-"""A functional Llama forward over frozen weights: shared prefix, suffixes, and the head where there is loss.
+"""A functional Llama forward over frozen weights, for rows that share their beginnings.
 
 Weights come from a Hugging Face folder; the same tokens give the logits of transformers' LlamaForCausalLM.
-Tokens lie flat, [N, E]: first the P of the prefix, then B suffixes of T. It must not know data sets or
-optimizers. Axes: N tokens, E hidden, H query heads, K key heads, D head size, V vocabulary.
+Tokens lie flat, [N, E], as spans of a tree: a span sees those it continues, and itself. It must not know data
+sets or optimizers. Axes: N tokens, E hidden, H query heads, K key heads, D head size, V vocabulary.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ from fine_tune_runner.private.lora import Adapter, Lora, linear
 
 # attend(q_NHD, k_NKD, v_NKD) -> [M, H * D]
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+# One layer's adapters, each with the number of rows that it is for, in the order of the rows
+Loras = Sequence[tuple[int, Mapping[str, Lora]]]
 
 
 class LlamaConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -230,91 +232,124 @@ def rms_norm(x_NE: Tensor, weight_E: Tensor, eps: float) -> Tensor:
     return weight_E * (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)).to(x_NE.dtype)
 
 
+@dataclass(frozen=True)
+class Kept:
+    """The rows that go on after attention, ascending, and the adapters counted over those rows."""
+
+    rows: Tensor
+    loras: Loras
+
+
 def block(
     model: Llama,
     index: int,
-    groups: dict[str, Lora],
+    loras: Loras,
     x_NE: Tensor,
     rope: tuple[Tensor, Tensor],
     attend: Attend,
-    keep_M: Tensor | None = None,
+    kept: Kept | None = None,
 ) -> Tensor:
-    """One layer. With `keep_M` only those rows go on after attention, and `attend` must return just them."""
+    """One layer. With `kept` only those rows go on after attention, and `attend` must return just them."""
     config, layer = model.config, model.layers[index]
     normed = rms_norm(x_NE, layer.input_norm, config.norm_eps)
-    heads_NHD = torch.unflatten(linear(normed, layer.qkv, groups.get("qkv")), 1, (-1, config.head_dim))
+    heads_NHD = torch.unflatten(linear(normed, layer.qkv, _of(loras, "qkv")), 1, (-1, config.head_dim))
     # torch.split, not slices: the gradient of a slice is a whole tensor of zeros with the slice copied in.
     unrotated, v = torch.split(heads_NHD, [config.heads + config.kv_heads, config.kv_heads], dim=1)
     q, k = torch.split(rotate(unrotated, rope), [config.heads, config.kv_heads], dim=1)
     attended = attend(q, k, v)
-    x = (x_NE if keep_M is None else x_NE[keep_M]) + linear(attended, layer.o, groups.get("o"))
+    if kept is not None:
+        x_NE, loras = x_NE[kept.rows], kept.loras
+    x = x_NE + linear(attended, layer.o, _of(loras, "o"))
     normed = rms_norm(x, layer.post_norm, config.norm_eps)
-    gate, up = linear(normed, layer.gate_up, groups.get("gate_up")).chunk(2, dim=1)
-    return x + linear(functional.silu(gate) * up, layer.down, groups.get("down"))
+    gate, up = linear(normed, layer.gate_up, _of(loras, "gate_up")).chunk(2, dim=1)
+    return x + linear(functional.silu(gate) * up, layer.down, _of(loras, "down"))
 
 
-def causal_attention(q_PHD: Tensor, k_PKD: Tensor, v_PKD: Tensor) -> Tensor:
-    """[P, H * D]: each token sees itself and those before it."""
-    q, k, v = (x.transpose(0, 1)[None] for x in (q_PHD, k_PKD, v_PKD))
-    out = functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-    return out[0].transpose(0, 1).flatten(1)
+def _of(loras: Loras, group: str) -> list[tuple[int, Lora]]:
+    return [(rows, groups[group]) for rows, groups in loras if group in groups]
 
 
-def suffix_attention(
-    q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor, prefix_k_PKD: Tensor, prefix_v_PKD: Tensor, batch: int
-) -> Tensor:
-    """[B * T, H * D]: each suffix token sees the whole prefix, itself, and those before it in its own row.
+def tree_attention(
+    reaches: Sequence[tuple[int, tuple[int, ...]]], keep: Sequence[int] | None = None
+) -> Attend:
+    """Attention over flat spans: each token sees the spans that its own continues, and its own up to itself.
 
-    Padding stands on the right, so that no token with loss ever sees it and no mask a row is needed.
+    `reaches` gives each span's length and the indices of the earlier spans that it continues. With `keep`
+    (flat positions, ascending) only those rows are computed and come back. One call a span: a mask over all
+    tokens would cost what sharing saves (facts/training.md), and so no row is ever padded.
     """
-    prefix, length = prefix_k_PKD.shape[0], q_NHD.shape[0] // batch
+    lengths = [length for length, _ in reaches]
+    wanted = _rows_of_spans(lengths, keep)
+    masks: list[Tensor | None] = []  # made for the first layer, used by all
 
-    def rows(x_NKD: Tensor, prefix_PKD: Tensor) -> Tensor:
-        own = torch.unflatten(x_NKD, 0, (batch, length))
-        return torch.cat((prefix_PKD.expand(batch, -1, -1, -1), own), dim=1).transpose(1, 2)
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        queries, keys, values = (torch.split(x, lengths) for x in (q, k, v))
+        if not masks:
+            masks.extend(_masks(reaches, wanted, q))
+        out = []
+        for span, (rows, mask) in enumerate(zip(wanted, masks, strict=True)):
+            if rows is not None and not rows:
+                continue  # nothing in this span predicts anything
+            path = (*reaches[span][1], span)
+            query = queries[span] if rows is None else queries[span][torch.tensor(rows, device=q.device)]
+            out.append(_attention(query, _joined(keys, path), _joined(values, path), mask))
+        return torch.cat(out)
 
-    q = torch.unflatten(q_NHD, 0, (batch, length)).transpose(1, 2)
-    seen = torch.ones(length, prefix + length, dtype=torch.bool, device=q.device).tril(prefix)
+    return attend
+
+
+def _joined(parts: Sequence[Tensor], path: tuple[int, ...]) -> Tensor:
+    return parts[path[0]] if len(path) == 1 else torch.cat([parts[i] for i in path])
+
+
+def _rows_of_spans(lengths: Sequence[int], keep: Sequence[int] | None) -> list[list[int] | None]:
+    """The kept positions of each span, counted from its start; None where all are."""
+    if keep is None:
+        return [None] * len(lengths)
+    rows: list[list[int] | None] = []
+    waiting, start = list(reversed(keep)), 0
+    for length in lengths:
+        own = []
+        while waiting and waiting[-1] < start + length:
+            own.append(waiting.pop() - start)
+        rows.append(own)
+        start += length
+    return rows
+
+
+def _masks(
+    reaches: Sequence[tuple[int, tuple[int, ...]]], wanted: Sequence[list[int] | None], like: Tensor
+) -> list[Tensor | None]:
+    """[M, S] a span, 0 where a query may look and -inf elsewhere; None for a plain causal square."""
+    masks: list[Tensor | None] = []
+    for (length, path), rows in zip(reaches, wanted, strict=True):
+        if rows is None and not path:
+            masks.append(None)
+            continue
+        before = sum(reaches[span][0] for span in path)
+        last = torch.tensor(list(range(length)) if rows is None else rows, device=like.device) + before
+        hidden = torch.arange(before + length, device=like.device) > last[:, None]
+        masks.append(
+            torch.zeros(hidden.shape, dtype=like.dtype, device=like.device).masked_fill_(hidden, -math.inf)
+        )
+    return masks
+
+
+def _attention(q_MHD: Tensor, k_SKD: Tensor, v_SKD: Tensor, mask_MS: Tensor | None) -> Tensor:
+    """[M, H * D]; causal where there is no mask."""
+    q, k, v = (x.transpose(0, 1)[None] for x in (q_MHD, k_SKD, v_SKD))
     out = functional.scaled_dot_product_attention(
-        q, rows(k_NKD, prefix_k_PKD), rows(v_NKD, prefix_v_PKD), attn_mask=seen, enable_gqa=True
+        q, k, v, attn_mask=mask_MS, is_causal=mask_MS is None, enable_gqa=True
     )
-    return out.transpose(1, 2).flatten(0, 1).flatten(1)
-
-
-def _split(x_NHD: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
-    first, rest = torch.split(x_NHD, [prefix, x_NHD.shape[0] - prefix])
-    return first, rest
-
-
-def shared_attention(prefix: int, batch: int) -> Attend:
-    """Attention over flat [P + B * T] tokens: the prefix once, every suffix against its keys and values."""
-
-    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        (q0, q1), (k0, k1), (v0, v1) = (_split(x, prefix) for x in (q, k, v))
-        suffix = suffix_attention(q1, k1, v1, k0, v0, batch)
-        return torch.cat((causal_attention(q0, k0, v0), suffix)) if prefix else suffix
-
-    return attend
-
-
-def kept_attention(prefix: int, batch: int, keep_M: Tensor) -> Attend:
-    """As `shared_attention`, but only the suffix rows `keep_M` (flat, prefix counted) come back.
-
-    In the last layer nothing reads the prefix's own output, so it is not computed.
-    """
-
-    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        (_, q1), (k0, k1), (v0, v1) = (_split(x, prefix) for x in (q, k, v))
-        return suffix_attention(q1, k1, v1, k0, v0, batch)[keep_M - prefix]
-
-    return attend
+    return out[0].transpose(0, 1).flatten(1)
 
 
 def logits(model: Llama, tokens_N: Tensor, adapter: Adapter | None = None) -> Tensor:
     """[N, V] of one plain row, without shared prefix; for parity checks and greedy answers."""
     rope = rotary(model, torch.arange(tokens_N.shape[0], device=model.device))
-    x = model.embed[tokens_N]
+    x, count = model.embed[tokens_N], tokens_N.shape[0]
+    attend = tree_attention([(count, ())])
     for index in range(model.config.layers):
         groups = adapter.layers.get(index, {}) if adapter else {}
-        x = block(model, index, groups, x, rope, causal_attention)
+        x = block(model, index, [(count, groups)], x, rope, attend)
     return rms_norm(x, model.norm, model.config.norm_eps) @ model.head.T

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,38 +115,70 @@ def new_adapter(
     return Adapter(rank=rank, alpha=alpha, layers=layers)
 
 
-def linear(x_NI: Tensor, weight_OI: Tensor, lora: Lora | None) -> Tensor:
-    """[N, out]: the frozen linear, plus the low-rank update where there is one, in the dtype of `x_NI`."""
-    if lora is None:
+def linear(x_NI: Tensor, weight_OI: Tensor, loras: Sequence[tuple[int, Lora]]) -> Tensor:
+    """[N, out]: the frozen linear, plus low-rank updates, each for its number of rows, in order.
+
+    `loras` is empty, or covers all rows. No operation adds up over the rows of two of them. In the dtype of
+    `x_NI`.
+    """
+    if not loras:
         return functional.linear(x_NI, weight_OI)
-    a, *b = (tensor.to(x_NI.dtype) for tensor in (lora.a, *lora.b))
-    result: Tensor = _LoraLinear.apply(x_NI, weight_OI, lora.scale, a, *b)  # type: ignore[no-untyped-call]
+    layout = [(rows, len(lora.b), lora.scale) for rows, lora in loras]
+    tensors = [t.to(x_NI.dtype) for _, lora in loras for t in (lora.a, *lora.b)]
+    result: Tensor = _LoraLinear.apply(x_NI, weight_OI, layout, *tensors)  # type: ignore[no-untyped-call]
     return result
 
 
 class _LoraLinear(torch.autograd.Function):
-    """One pass over the output in place of autograd's cat and add; the base weight gets no gradient."""
+    """One pass over the output in place of autograd's cat and add; the base weight gets no gradient.
+
+    `layout` is (rows, number of B matrices, scale) of each adapter, `tensors` its A and its B matrices.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, scale: float, a: Tensor, *b: Tensor) -> Tensor:
-        y, z = x @ weight.T, x @ a.T
-        for part, zi, bi in _parts(y, z, b):
-            part.addmm_(zi, bi.T, alpha=scale)
-        ctx.save_for_backward(x, weight, z, a, *b)
-        ctx.scale = scale
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, layout: list[tuple[int, int, float]], *tensors: Tensor
+    ) -> Tensor:
+        y = x @ weight.T
+        lows = []
+        for (_, _, scale), xs, ys, a, b in _by_adapter(layout, tensors, x, y):
+            z = xs @ a.T
+            for part, zi, bi in _parts(ys, z, b):
+                part.addmm_(zi, bi.T, alpha=scale)
+            lows.append(z)
+        ctx.save_for_backward(x, weight, *lows, *tensors)
+        ctx.layout = layout
         return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, z, a, *b = ctx.saved_tensors
+        layout = ctx.layout
+        x, weight, *rest = ctx.saved_tensors
+        lows, tensors = rest[: len(layout)], rest[len(layout) :]
         dy = grads[0]
-        dz = torch.empty_like(z)
-        db = []
-        for (dyi, zi, bi), dzi in zip(_parts(dy, z, b), torch.split(dz, b[0].shape[1], dim=1), strict=True):
-            dzi.copy_(dyi @ bi).mul_(ctx.scale)
-            db.append((dyi.T @ zi).mul_(ctx.scale))
-        dx = (dy @ weight).addmm_(dz, a) if ctx.needs_input_grad[0] else None
-        return dx, None, None, dz.T @ x, *db
+        dx = dy @ weight if ctx.needs_input_grad[0] else None
+        given: list[Tensor] = []
+        for place, ((_, _, scale), xs, dys, a, b) in enumerate(_by_adapter(layout, tensors, x, dy)):
+            z, dz, db = lows[place], torch.empty_like(lows[place]), []
+            dzs = torch.split(dz, b[0].shape[1], dim=1)
+            for (dyi, zi, bi), dzi in zip(_parts(dys, z, b), dzs, strict=True):
+                dzi.copy_(dyi @ bi).mul_(scale)
+                db.append((dyi.T @ zi).mul_(scale))
+            given += [dz.T @ xs, *db]
+            if dx is not None:
+                start = sum(rows for rows, _, _ in layout[:place])
+                dx[start : start + len(dz)].addmm_(dz, a)
+        return dx, None, None, *given
+
+
+def _by_adapter(layout: Any, tensors: Any, x: Tensor, y: Tensor) -> Any:
+    """(its layout, its rows of x and of y, A, B matrices) of each adapter."""
+    rows = [rows for rows, _, _ in layout]
+    at = 0
+    for own, xs, ys in zip(layout, torch.split(x, rows), torch.split(y, rows), strict=True):
+        a, *b = tensors[at : at + 1 + own[1]]
+        at += 1 + own[1]
+        yield own, xs, ys, a, b
 
 
 def _parts(y: Tensor, z: Tensor, b: Any) -> Any:

@@ -1,6 +1,6 @@
 """Training in a process of its own: start it, pass on its events, stop it, and say how it ended.
 
-The child (trainer_main.py) gets its spec as the first line of stdin, and stdin then stays open: its end tells
+The child (trainer_main.py) gets its specs as the first line of stdin, which then stays open: its end tells
 the child that this process is gone. No torch here.
 """
 
@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -32,6 +32,7 @@ POLL_S = 0.1
 STOP_S = 120.0  # a step in progress ends first, and on a slow machine with a large base that takes its time
 SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL|^OPENAI_", re.IGNORECASE)
 Event = dict[str, Any]
+Result = TrainingSummary | RunnerError
 
 
 def train(
@@ -41,20 +42,52 @@ def train(
     *,
     stop_s: float = STOP_S,
 ) -> TrainingSummary:
-    """Train in a child process, or return the summary where this very training has already ended.
+    """`train_together` for one; raises what went wrong with it."""
+    (result,) = train_together([spec], lambda _place, event: on_event(event), stopping, stop_s=stop_s)
+    if isinstance(result, RunnerError):
+        raise result
+    return result
 
-    Events: `{"event": "step", step, total, loss, tokens_per_s, eta_s}` and `{"event": "checkpoint", step}`.
-    Once `stopping()` is true, or on Ctrl-C, the child is asked to write a checkpoint and end; it is killed
+
+def train_together(
+    specs: Sequence[TrainSpec],
+    on_event: Callable[[int, Event], None],
+    stopping: Callable[[], bool],
+    *,
+    stop_s: float = STOP_S,
+) -> list[Result]:
+    """Train on one loaded base in a child process; a training that has already ended is not run again.
+
+    All specs name one base, layers, device, dtype and threads. Each result has the place of its spec: a
+    summary, or what went wrong with this one alone. Events come with that place:
+    `{"event": "step", step, total, loss, tokens_per_s, eta_s}` and `{"event": "checkpoint", step}`.
+    Once `stopping()` is true, or on Ctrl-C, the child is asked to write checkpoints and end; it is killed
     `stop_s` later. Raises Interrupted then; TrainingError where the child fails or is killed, with its last
-    words; and what the child itself raises of errors.py. What the child says on stderr stays in
-    `out_dir/trainer.log`.
+    words; and what the child itself raises of errors.py for all of them. What the child says on stderr stays
+    in `trainer.log` of the first `out_dir`.
     """
-    done = finished(spec, fingerprint(spec))
-    if done is not None:
-        return done
-    out_dir = Path(spec.out_dir)
-    out_dir.mkdir(parents=True, exist_ok=True)
-    with (out_dir / LOG).open("wb") as log:
+    results: dict[int, Result] = {}
+    for place, spec in enumerate(specs):
+        if done := finished(spec, fingerprint(spec)):
+            results[place] = done
+    waiting = [place for place in range(len(specs)) if place not in results]
+    if waiting:
+        sitting = [specs[place] for place in waiting]
+        ended = _sitting(sitting, lambda at, event: on_event(waiting[at], event), stopping, stop_s)
+        results |= dict(zip(waiting, ended, strict=True))
+    return [results[place] for place in range(len(specs))]
+
+
+def _sitting(
+    specs: Sequence[TrainSpec],
+    on_event: Callable[[int, Event], None],
+    stopping: Callable[[], bool],
+    stop_s: float,
+) -> list[Result]:
+    for spec in specs:
+        Path(spec.out_dir).mkdir(parents=True, exist_ok=True)
+    log_path = Path(specs[0].out_dir) / LOG
+    with log_path.open("wb") as log:
         child = subprocess.Popen(
             [sys.executable, *CHILD],
             stdin=subprocess.PIPE,
@@ -64,7 +97,8 @@ def train(
             start_new_session=True,  # Ctrl-C in the terminal reaches this process only, which then asks
         )
     try:
-        return _follow(child, spec, on_event, stopping, stop_s)
+        _send(child, specs)
+        return _follow(child, len(specs), on_event, stopping, stop_s, log_path)
     finally:
         _end(child, stop_s)
 
@@ -87,16 +121,17 @@ def child_environment(env: Mapping[str, str]) -> dict[str, str]:
 
 def _follow(
     child: subprocess.Popen[bytes],
-    spec: TrainSpec,
-    on_event: Callable[[Event], None],
+    count: int,
+    on_event: Callable[[int, Event], None],
     stopping: Callable[[], bool],
     stop_s: float,
-) -> TrainingSummary:
-    """Read events until the child ends; at most one request to stop, then a deadline."""
-    _send(child, spec)
+    log: Path,
+) -> list[Result]:
+    """Read events until every training has ended; at most one request to stop, then a deadline."""
     events = _events(child)
     deadline: float | None = None
-    while True:
+    results: dict[int, Result] = {}
+    while len(results) < count:
         try:
             if deadline is None and stopping():
                 deadline = _ask_to_stop(child, stop_s)
@@ -109,19 +144,24 @@ def _follow(
             deadline = deadline or _ask_to_stop(child, stop_s)
             continue
         if event is None:
-            break
+            raise _death(child.wait(), log, deadline is not None)
+        place = event.pop("place")
         if event["event"] == "done":
-            return msgspec.convert(event["summary"], TrainingSummary)
-        if event["event"] == "error":
+            results[place] = msgspec.convert(event["summary"], TrainingSummary)
+        elif event["event"] == "error" and place is None:
             raise _error(event)
-        on_event(event)
-    raise _death(child.wait(), Path(spec.out_dir) / LOG, deadline is not None)
+        elif event["event"] == "error":
+            results[place] = _error(event)
+        else:
+            on_event(place, event)
+    return [results[place] for place in range(count)]
 
 
-def _send(child: subprocess.Popen[bytes], spec: TrainSpec) -> None:
+def _send(child: subprocess.Popen[bytes], specs: Sequence[TrainSpec]) -> None:
     assert child.stdin is not None
     with contextlib.suppress(BrokenPipeError):  # it died at once; its exit status says more
-        os.write(child.stdin.fileno(), msgspec.json.encode(spec) + b"\n")
+        child.stdin.write(msgspec.json.encode(specs) + b"\n")
+        child.stdin.flush()
 
 
 def _events(child: subprocess.Popen[bytes]) -> queue.SimpleQueue[Event | None]:

@@ -1,105 +1,73 @@
-"""A batch through the model: frozen trunk, then the top with adapters, then the loss where there is one.
+"""Trees of several clients through the model: frozen trunk, the top with adapters, loss where there is one.
 
-The prefix goes through once for all rows of a batch, with gradients on (facts/training.md). Below the first
-layer with adapters nothing changes during training, so what leaves there is kept for later epochs.
+Whatever rows share goes through once, with gradients on (facts/training.md). No operation adds up over
+clients, so one client's numbers never reach another's adapter.
 """
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fine_tune_runner.private.batches import Batch, Corpus
-from fine_tune_runner.private.llama import (
-    Llama,
-    block,
-    causal_attention,
-    kept_attention,
-    rms_norm,
-    rotary,
-    shared_attention,
-    suffix_attention,
-)
+from fine_tune_runner.private.batches import Corpus, Tree
+from fine_tune_runner.private.llama import Kept, Llama, block, rms_norm, rotary, tree_attention
 from fine_tune_runner.private.lora import Adapter
+from fine_tune_runner.private.trunk import Trunk, positions
 
-CACHE_BYTES = 2 << 30
 HEAD_ROWS = 256  # positions whose logits exist at once
 
 
-class Trunk:
-    """The layers below `depth`, without adapters: hidden states that enter layer `depth`, each row's once.
+@dataclass(frozen=True)
+class Branch:
+    """One client's tree, and what it goes through; all branches of a pass share base and first layer."""
 
-    Each row is computed by itself, so that the result does not depend on its batch and a resumed run sees
-    the same bits. Rows beyond `cache_bytes` are computed again each time.
-    """
-
-    def __init__(self, model: Llama, corpus: Corpus, depth: int, cache_bytes: int = CACHE_BYTES) -> None:
-        self._model, self._corpus, self._depth = model, corpus, depth
-        self._room = cache_bytes if depth else 0  # the bare embedding is not worth keeping
-        self._rows: dict[int, Tensor] = {}
-        self._keys: list[tuple[Tensor, Tensor]] = []  # of the prefix, one a layer
-        self.prefix_PE = self._run_prefix()
-
-    @torch.no_grad()
-    def _run_prefix(self) -> Tensor:
-        x = self._embed(self._corpus.prefix)
-        rope = self._rope(0, x.shape[0])
-
-        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            self._keys.append((k, v.contiguous()))
-            return causal_attention(q, k, v)
-
-        for index in range(self._depth):
-            x = block(self._model, index, {}, x, rope, attend)
-        return x
-
-    @torch.no_grad()
-    def row(self, index: int) -> Tensor:
-        """[T, E] of suffix `index`, without padding."""
-        if index in self._rows:
-            return self._rows[index]
-        x = self._embed(self._corpus.suffixes[index].inputs)
-        rope = self._rope(len(self._corpus.prefix), x.shape[0])
-        for layer in range(self._depth):
-            keys, values = self._keys[layer]
-            attend = partial(suffix_attention, prefix_k_PKD=keys, prefix_v_PKD=values, batch=1)
-            x = block(self._model, layer, {}, x, rope, attend)
-        size = x.numel() * x.element_size()
-        if size <= self._room:
-            self._room -= size
-            self._rows[index] = x
-        return x
-
-    def _embed(self, tokens: tuple[int, ...]) -> Tensor:
-        return self._model.embed[torch.tensor(tokens, dtype=torch.long, device=self._model.device)]
-
-    def _rope(self, start: int, length: int) -> tuple[Tensor, Tensor]:
-        return rotary(self._model, torch.arange(start, start + length, device=self._model.device))
+    tree: Tree
+    corpus: Corpus
+    trunk: Trunk
+    adapter: Adapter
 
 
-def top(model: Llama, adapter: Adapter, trunk: Trunk, batch: Batch) -> Tensor:
+def losses(model: Llama, branches: Sequence[Branch]) -> list[Tensor]:
+    """For each branch the cross-entropy of its targets, summed."""
+    hidden = rms_norm(_top(model, branches), model.norm, model.config.norm_eps)
+    rows = torch.split(hidden, [len(branch.tree.keep) for branch in branches])
+    return [_loss(model, branch.tree, kept) for branch, kept in zip(branches, rows, strict=True)]
+
+
+def _loss(model: Llama, tree: Tree, hidden_ME: Tensor) -> Tensor:
+    if tree.source != tuple(range(len(tree.keep))):  # rows part behind a position: it predicts several tokens
+        hidden_ME = hidden_ME[torch.tensor(tree.source, device=model.device)]
+    targets = torch.tensor(tree.targets, device=model.device)
+    total: Tensor = _HeadLoss.apply(hidden_ME, model.head, targets)  # type: ignore[no-untyped-call]
+    return total
+
+
+def _top(model: Llama, branches: Sequence[Branch]) -> Tensor:
     """[M, E]: final hidden states, before the last norm, of the positions that predict a target."""
-    depth, prefix, size = min(adapter.layers), trunk.prefix_PE.shape[0], len(batch.suffixes)
-    rows = torch.nn.utils.rnn.pad_sequence([trunk.row(i) for i in batch.suffixes], batch_first=True)
-    x = torch.cat((trunk.prefix_PE, rows.flatten(0, 1)))
-    keep = torch.tensor(batch.keep, device=model.device)
-    own = torch.arange(prefix, prefix + batch.length, device=model.device).repeat(size)
-    rope = rotary(model, torch.cat((torch.arange(prefix, device=model.device), own)))
+    reaches: list[tuple[int, tuple[int, ...]]] = []
+    keep: list[int] = []
+    at = 0
+    for branch in branches:
+        before = len(reaches)
+        reaches += [(length, tuple(s + before for s in path)) for length, path in branch.tree.reaches]
+        keep += [at + position for position in branch.tree.keep]
+        at += branch.tree.size
+    rope = rotary(model, torch.cat([positions(b.corpus, b.tree.spans) for b in branches]).to(model.device))
+    x = torch.cat([branch.trunk.states(branch.tree) for branch in branches])
+    attend = tree_attention(reaches)
     last = model.config.layers - 1
-    for index in range(depth, last):
-        x = block(model, index, adapter.layers[index], x, rope, shared_attention(prefix, size))
-    return block(model, last, adapter.layers[last], x, rope, kept_attention(prefix, size, keep), keep)
-
-
-def batch_loss(model: Llama, adapter: Adapter, trunk: Trunk, batch: Batch) -> Tensor:
-    """Cross-entropy of the batch's targets, summed and divided by their number."""
-    hidden = rms_norm(top(model, adapter, trunk, batch), model.norm, model.config.norm_eps)
-    targets = torch.tensor(batch.targets, device=model.device)
-    total: Tensor = _HeadLoss.apply(hidden, model.head, targets)  # type: ignore[no-untyped-call]
-    return total / len(batch.targets)
+    for index in range(min(branches[0].adapter.layers), last):
+        x = block(model, index, [(b.tree.size, b.adapter.layers[index]) for b in branches], x, rope, attend)
+    loras = [(b.tree.size, b.adapter.layers[last]) for b in branches]
+    kept = Kept(
+        rows=torch.tensor(keep, device=model.device),
+        loras=[(len(b.tree.keep), b.adapter.layers[last]) for b in branches],
+    )
+    return block(model, last, loras, x, rope, tree_attention(reaches, keep), kept)
 
 
 class _HeadLoss(torch.autograd.Function):

@@ -1,170 +1,83 @@
-"""The training loop: AdamW over an adapter's weights, with loss and batches as parameters.
+"""The training loop: adapters of one client or several on one frozen base, with the model as a parameter.
 
-Two functions: `fit` is the loop and knows neither files of clients nor models; `train_adapter` hands it a
-Llama base and tokenised rows, and writes the PEFT folder at the end.
+`fit` is the loop and knows neither files of clients nor models; `train_adapters` hands it a Llama base and
+tokenised rows, and writes a PEFT folder for each at the end.
 """
 
 from __future__ import annotations
 
-import math
 import os
 import resource
 import shutil
 import sys
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import msgspec
 import torch
 from torch import Tensor
 
-from fine_tune_runner.errors import Interrupted, TrainingError
+from fine_tune_runner.errors import Interrupted, RunnerError, TrainingError
 from fine_tune_runner.files import publish
-from fine_tune_runner.private.batches import Batch, Row, epoch_batches, lay_out
-from fine_tune_runner.private.checkpoint import Checkpoint, Counters, latest, save
+from fine_tune_runner.private.batches import TREE_TOKENS, Corpus, Row, Tree, epoch_batches, lay_out
+from fine_tune_runner.private.learner import Learner, Progress
 from fine_tune_runner.private.llama import Llama, load_llama
 from fine_tune_runner.private.lora import Adapter, new_adapter, save_peft
-from fine_tune_runner.private.shared_prefix import Trunk, batch_loss
+from fine_tune_runner.private.shared_prefix import Branch, losses
 from fine_tune_runner.private.train_spec import SUMMARY, Finished, TrainSpec, fingerprint, resolve
+from fine_tune_runner.private.trunk import Trunk
 from fine_tune_runner.settings import TrainingConfig
 from fine_tune_runner.types import TrainingSummary
 
-PACE_STEPS = 10  # speed and ETA are means over so many steps
-
-
-class Progress(Protocol):
-    """Whom the loop tells how far it is."""
-
-    def on_step(self, step: int, total: int, loss: float, tokens_per_s: float, eta_s: float) -> None:
-        """After each optimizer step, counted from 1.
-
-        `tokens_per_s` counts data-set tokens, the shared prefix in every row and padding in none, so that it
-        compares with trainers that read whole rows.
-        """
-        ...
-
-    def on_checkpoint(self, step: int) -> None:
-        """After the checkpoint of `step` is safe on disk."""
-        ...
-
-
-def learning_rate(step: int, total: int, *, peak: float, warmup: float) -> float:
-    """The rate of step `step`, counted from 0: linear rise over `warmup * total` steps, cosine to 0."""
-    rise = math.ceil(warmup * total)
-    if step < rise:
-        return peak * (step + 1) / rise
-    return peak * (1 + math.cos(math.pi * (step - rise) / (total - rise))) / 2
+# What one pass through the model is about: places in the list of learners, and the tree of each.
+Pass = Sequence[tuple[int, Tree]]
 
 
 def fit(
-    adapter: Adapter,
-    loss: Callable[[Batch], Tensor],
-    batches: Callable[[int], Sequence[Batch]],
-    training: TrainingConfig,
-    progress: Progress,
-    *,
-    stopping: Callable[[], bool],
-    checkpoints: Path,
-    spec_sha256: str,
-) -> tuple[int, Counters]:
-    """Train `adapter` in place for all epochs, going on from the newest checkpoint; (steps, counters).
+    learners: Sequence[Learner], forward: Callable[[Pass], Sequence[Tensor]], stopping: Callable[[], bool]
+) -> None:
+    """Train every learner to its end, all of them a step at a time; `forward` sums the loss of each tree.
 
-    `batches(epoch)` must give the same on every call, and as many every epoch. `training` is resolved. On the
-    CPU a resumed training ends with the same bits as one without interruption.
-    Raises Interrupted, a checkpoint written, once `stopping()` is true; TrainingError where the loss or its
-    gradient is no longer finite.
+    On the CPU a resumed training ends with the same bits as one without interruption. A learner whose loss is
+    no longer finite gets an `error`, and the others go on.
+    Raises Interrupted, checkpoints written, once `stopping()` is true.
     """
-    parameters = adapter.parameters()
-    optimizer = torch.optim.AdamW(parameters, weight_decay=training.weight_decay, fused=True)
-    step, counters = _restore(adapter, optimizer, latest(checkpoints, spec_sha256))
-    plan = batches(0)
-    per_epoch = len(plan)
-    total = per_epoch * (training.epochs or 1)
-    saved, planned = step, 0
-    pace: deque[tuple[float, int]] = deque(maxlen=PACE_STEPS)
-    while step < total:
+    while active := [place for place, learner in enumerate(learners) if not learner.done]:
+        if all(learners[place].error for place in active):
+            return
         stop = stopping()
-        if step != saved and (stop or step % training.checkpoint_every == 0):
-            save(checkpoints, _snapshot(spec_sha256, step, adapter, optimizer, counters))
-            saved = step
-            progress.on_checkpoint(step)
+        for place in active:
+            learners[place].keep(now=stop)
         if stop:
-            raise Interrupted(f"training stopped; {step} of {total} steps are kept, resume the run to go on")
-        began = time.monotonic()
-        epoch, place = divmod(step, per_epoch)
-        if epoch != planned:
-            plan, planned = batches(epoch), epoch
-        batch = plan[place]
-        rate = learning_rate(step, total, peak=training.learning_rate or 0.0, warmup=training.warmup)
-        value = _take_step(optimizer, loss(batch), parameters, rate, training.max_grad_norm, step + 1)
-        pace.append((time.monotonic() - began, batch.tokens))
-        step += 1
-        counters = _count(counters, batch, value, pace[-1][0])
-        seconds, tokens = (sum(column) for column in zip(*pace, strict=True))
-        progress.on_step(step, total, value, tokens / seconds, seconds / len(pace) * (total - step))
-    return step, counters
+            steps, total = (sum(getattr(learner, name) for learner in learners) for name in ("step", "total"))
+            raise Interrupted(f"training stopped; {steps} of {total} steps are kept, resume the run to go on")
+        _step([(place, learners[place]) for place in active], forward)
 
 
-def _snapshot(
-    spec_sha256: str, step: int, adapter: Adapter, optimizer: torch.optim.Optimizer, counters: Counters
-) -> Checkpoint:
-    return Checkpoint(
-        spec_sha256=spec_sha256,
-        step=step,
-        adapter=adapter.tensors(),
-        optimizer=optimizer.state_dict(),
-        rng=torch.get_rng_state(),
-        counters=counters,
-    )
+def _step(active: Sequence[tuple[int, Learner]], forward: Callable[[Pass], Sequence[Tensor]]) -> None:
+    began = time.monotonic()
+    values = dict.fromkeys((place for place, _ in active), 0.0)
+    counts = {place: learner.batch.loss_tokens for place, learner in active}
+    for trees in _passes([(place, tree) for place, learner in active for tree in learner.batch.trees]):
+        shares = [loss / counts[place] for loss, (place, _) in zip(forward(trees), trees, strict=True)]
+        torch.autograd.backward(shares)
+        for share, (place, _) in zip(shares, trees, strict=True):
+            values[place] += float(share.detach())
+    seconds = time.monotonic() - began
+    for place, learner in active:
+        learner.take_step(values[place], seconds)
 
 
-def _restore(
-    adapter: Adapter, optimizer: torch.optim.Optimizer, found: Checkpoint | None
-) -> tuple[int, Counters]:
-    if found is None:
-        return 0, Counters(tokens=0, loss_tokens=0, seconds=0.0, first_loss=math.nan, final_loss=math.nan)
-    adapter.load(found["adapter"])
-    optimizer.load_state_dict(found["optimizer"])
-    torch.set_rng_state(found["rng"])
-    return found["step"], found["counters"]
-
-
-def _take_step(
-    optimizer: torch.optim.Optimizer,
-    loss: Tensor,
-    parameters: list[Tensor],
-    rate: float,
-    max_grad_norm: float,
-    step: int,
-) -> float:
-    """One optimizer step; the loss before it."""
-    optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
-    norm = float(torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm))
-    value = float(loss.detach())
-    if not (math.isfinite(value) and math.isfinite(norm)):
-        raise TrainingError(
-            f"step {step}: loss {value}, gradient norm {norm}: not finite; lower training.learning_rate "
-            f"(this step: {rate:.2g}) or set training.dtype to float32, and train anew with --again"
-        )
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.step()
-    return value
-
-
-def _count(counters: Counters, batch: Batch, value: float, seconds: float) -> Counters:
-    first = counters["first_loss"]
-    return Counters(
-        tokens=counters["tokens"] + batch.tokens,
-        loss_tokens=counters["loss_tokens"] + len(batch.targets),
-        seconds=counters["seconds"] + seconds,
-        first_loss=value if math.isnan(first) else first,
-        final_loss=value,
-    )
+def _passes(trees: Pass) -> Iterator[Pass]:
+    """As many trees at once as fit into TREE_TOKENS, in order."""
+    held: list[tuple[int, Tree]] = []
+    for place, tree in trees:
+        if held and sum(t.size for _, t in held) + tree.size > TREE_TOKENS:
+            yield held
+            held = []
+        held.append((place, tree))
+    yield held
 
 
 def choose_device(training: TrainingConfig) -> torch.device:
@@ -189,60 +102,103 @@ def choose_dtype(training: TrainingConfig, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if able.get("avx512_bf16") or able.get("amx_bf16") else torch.float32
 
 
-def train_adapter(
-    spec: TrainSpec, rows: Sequence[Row], progress: Progress, stopping: Callable[[], bool]
-) -> TrainingSummary:
-    """Train on tokenised rows and leave `spec.adapter_dir` as a finished PEFT folder.
+def train_adapters(
+    specs: Sequence[TrainSpec],
+    rows: Sequence[Sequence[Row]],
+    progress: Sequence[Progress],
+    stopping: Callable[[], bool],
+) -> list[TrainingSummary | RunnerError]:
+    """Train on tokenised rows, one list a spec, and leave each `adapter_dir` as a finished PEFT folder.
 
-    Raises what `fit`, `load_llama` and `lay_out` raise, and TrainingError where a row does not fit the base.
+    All specs name one base and train as many layers, on one device in one dtype: the first one's. What went
+    wrong with one of them comes in its place, and the others are trained.
+    Raises Interrupted from `fit` and what `load_llama` raises, for these concern all.
     """
-    training, sha256 = resolve(spec.training, Path(spec.base_dir)), fingerprint(spec)
+    training = specs[0].training
     if training.threads:
         torch.set_num_threads(training.threads)
     torch.manual_seed(training.seed)
     device = choose_device(training)
     dtype = choose_dtype(training, device)
-    model = load_llama(Path(spec.base_dir), device=device, dtype=dtype)
+    model = load_llama(Path(specs[0].base_dir), device=device, dtype=dtype)
+    results: dict[int, TrainingSummary | RunnerError] = {}
+    sittings: dict[int, tuple[Learner, Corpus, Trunk]] = {}
+    for place, spec in enumerate(specs):
+        try:
+            sittings[place] = _begin(spec, rows[place], progress[place], model)
+        except TrainingError as error:
+            results[place] = error
+    places = list(sittings)
+
+    def forward(trees: Pass) -> Sequence[Tensor]:
+        branches = []
+        for at, tree in trees:
+            learner, corpus, trunk = sittings[places[at]]
+            branches.append(Branch(tree, corpus, trunk, learner.adapter))
+        return losses(model, branches)
+
+    fit([learner for learner, _, _ in sittings.values()], forward, stopping)
+    for place, (learner, corpus, _) in sittings.items():
+        results[place] = _end(specs[place], learner, corpus, model)
+    return [results[place] for place in range(len(specs))]
+
+
+def _begin(
+    spec: TrainSpec, rows: Sequence[Row], progress: Progress, model: Llama
+) -> tuple[Learner, Corpus, Trunk]:
+    training = resolve(spec.training, Path(spec.base_dir))
     _check_rows(rows, model)
     corpus = lay_out(rows)
-    count = model.config.layers if training.layers == "all" else min(training.layers, model.config.layers)
-    depth = model.config.layers - count
+    depth = model.config.layers - _trained_layers(training, model)
     adapter = new_adapter(
         dict.fromkeys(range(depth, model.config.layers), model.config.shapes),
         rank=training.rank,
         alpha=training.alpha,
         seed=training.seed,
-        device=device,
+        device=model.device,
     )
-    trunk = Trunk(model, corpus, depth)
     size, seed = training.batch_size or 1, training.seed
-    steps, counters = fit(
+    learner = Learner(
         adapter,
-        lambda batch: batch_loss(model, adapter, trunk, batch),
         lambda epoch: epoch_batches(corpus, batch_size=size, seed=seed, epoch=epoch),
         training,
         progress,
-        stopping=stopping,
         checkpoints=spec.checkpoint_dir,
-        spec_sha256=sha256,
+        spec_sha256=fingerprint(spec),
     )
+    return learner, corpus, Trunk(model, corpus, depth, scratch=Path(spec.out_dir))
+
+
+def _end(spec: TrainSpec, learner: Learner, corpus: Corpus, model: Llama) -> TrainingSummary | RunnerError:
+    """Publish what was learned."""
+    if learner.error:
+        return learner.error
+    training = resolve(spec.training, Path(spec.base_dir))
     settings = msgspec.to_builtins(training) | {
-        "layers": count,
-        "device": device.type,
-        "dtype": str(dtype).removeprefix("torch."),
+        "layers": _trained_layers(training, model),
+        "device": model.device.type,
+        "dtype": str(model.embed.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
-        "prefix_tokens": len(corpus.prefix),
-        "rows": len(corpus.suffixes),
+        "prefix_tokens": corpus.prefix,
+        "rows": len(corpus.chats),
     }
     summary = TrainingSummary(
-        steps=steps,
+        steps=learner.step,
         epochs=float(training.epochs or 1),
-        **counters,
-        peak_memory_bytes=_peak_memory(device),
+        **learner.counters,
+        peak_memory_bytes=_peak_memory(model.device),
         settings=settings,
     )
-    _publish(spec, adapter, Finished(spec_sha256=sha256, summary=summary))
+    try:
+        _publish(spec, learner.adapter, Finished(spec_sha256=fingerprint(spec), summary=summary))
+    except TrainingError as error:
+        return error
     return summary
+
+
+def _trained_layers(training: TrainingConfig, model: Llama) -> int:
+    layers = model.config.layers
+    return layers if training.layers == "all" else min(training.layers, layers)
 
 
 def _check_rows(rows: Sequence[Row], model: Llama) -> None:
