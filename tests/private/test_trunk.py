@@ -33,11 +33,12 @@ def row_by_row(model: Llama, corpus: Corpus, chat: int) -> torch.Tensor:
     return x
 
 
+@pytest.mark.parametrize("chunk_tokens", [4096, 60], ids=["at once", "in chunks"])
 @pytest.mark.parametrize("name", list(CASES))
-def test_states_are_those_of_each_row_by_itself(model: Llama, name: str) -> None:
+def test_states_are_those_of_each_row_by_itself(model: Llama, name: str, chunk_tokens: int) -> None:
     corpus = lay_out(CASES[name])
     tree = whole(corpus)
-    states = Trunk(model, corpus, DEPTH).states(tree)
+    states = Trunk(model, corpus, DEPTH, chunk_tokens=chunk_tokens).states(tree)
     place = {span.segment: span for span in tree.spans}
     for chat in range(len(corpus.chats)):
         own = torch.cat([states[place[s].start : place[s].end] for s in corpus.chats[chat].path])

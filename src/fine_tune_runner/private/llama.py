@@ -25,6 +25,8 @@ from fine_tune_runner.private.lora import Adapter, Lora, linear
 
 # attend(q_NHD, k_NKD, v_NKD) -> [M, H * D]
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+# Length of each span, and the indices of those before it that it continues
+Reaches = Sequence[tuple[int, tuple[int, ...]]]
 # One layer's adapters, each with the number of rows that it is for, in the order of the rows
 Loras = Sequence[tuple[int, Mapping[str, Lora]]]
 
@@ -270,27 +272,30 @@ def _of(loras: Loras, group: str) -> list[tuple[int, Lora]]:
 
 
 def tree_attention(
-    reaches: Sequence[tuple[int, tuple[int, ...]]], keep: Sequence[int] | None = None
+    reaches: Reaches, keep: Sequence[int] | None = None, given: Sequence[tuple[Tensor, Tensor]] = ()
 ) -> Attend:
     """Attention over flat spans: each token sees the spans that its own continues, and its own up to itself.
 
-    `reaches` gives each span's length and the indices of the earlier spans that it continues. With `keep`
-    (flat positions, ascending) only those rows are computed and come back. One call a span: a mask over all
-    tokens would cost what sharing saves (facts/training.md), and so no row is ever padded.
+    `reaches` gives each span's length and the indices of the spans before it that it continues. With `keep`
+    (flat positions, ascending) only those rows are computed and come back. `given` are keys and values,
+    [S, K, D], of spans that are not among the tokens any more; they count first. One call a span: a mask over
+    all tokens would cost what sharing saves (facts/training.md), and so no row is ever padded.
     """
     lengths = [length for length, _ in reaches]
     wanted = _rows_of_spans(lengths, keep)
     masks: list[Tensor | None] = []  # made for the first layer, used by all
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        queries, keys, values = (torch.split(x, lengths) for x in (q, k, v))
+        queries = torch.split(q, lengths)
+        keys = [*(key for key, _ in given), *torch.split(k, lengths)]
+        values = [*(value for _, value in given), *torch.split(v, lengths)]
         if not masks:
-            masks.extend(_masks(reaches, wanted, q))
+            masks.extend(_masks(reaches, [len(key) for key in keys], wanted, q))
         out = []
         for span, (rows, mask) in enumerate(zip(wanted, masks, strict=True)):
             if rows is not None and not rows:
                 continue  # nothing in this span predicts anything
-            path = (*reaches[span][1], span)
+            path = (*reaches[span][1], len(given) + span)
             query = queries[span] if rows is None else queries[span][torch.tensor(rows, device=q.device)]
             out.append(_attention(query, _joined(keys, path), _joined(values, path), mask))
         return torch.cat(out)
@@ -318,7 +323,7 @@ def _rows_of_spans(lengths: Sequence[int], keep: Sequence[int] | None) -> list[l
 
 
 def _masks(
-    reaches: Sequence[tuple[int, tuple[int, ...]]], wanted: Sequence[list[int] | None], like: Tensor
+    reaches: Reaches, lengths: Sequence[int], wanted: Sequence[list[int] | None], like: Tensor
 ) -> list[Tensor | None]:
     """[M, S] a span, 0 where a query may look and -inf elsewhere; None for a plain causal square."""
     masks: list[Tensor | None] = []
@@ -326,7 +331,7 @@ def _masks(
         if rows is None and not path:
             masks.append(None)
             continue
-        before = sum(reaches[span][0] for span in path)
+        before = sum(lengths[span] for span in path)
         last = torch.tensor(list(range(length)) if rows is None else rows, device=like.device) + before
         hidden = torch.arange(before + length, device=like.device) > last[:, None]
         masks.append(

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from fine_tune_runner.private.batches import Corpus, Span, Tree, make_batch
-from fine_tune_runner.private.llama import Llama, block, rotary, tree_attention
+from fine_tune_runner.private.llama import Attend, Llama, block, rotary, tree_attention
 
 MEMORY_BYTES = 2 << 30
-CHUNK_TOKENS = 4096  # enough rows for the matrix products to run at full speed
+CHUNK_TOKENS = 1536
 SPARE_BYTES = 2 << 30  # what a file of hidden states leaves free on the disk
 
 
@@ -38,12 +38,14 @@ class Trunk:
         *,
         scratch: Path | None = None,
         memory_bytes: int = MEMORY_BYTES,
+        chunk_tokens: int = CHUNK_TOKENS,
     ) -> None:
         self._model, self._corpus, self._depth = model, corpus, depth
         self._kept: dict[int, Tensor] = {}
         count = sum(len(segment.tokens) for segment in corpus.segments)
-        if depth:  # the bare embedding is not worth keeping
-            self._fill(_room(count, model, scratch, memory_bytes))
+        store = _room(count, model, scratch, memory_bytes) if depth else None
+        if store is not None:  # the bare embedding is not worth keeping
+            self._fill(store, chunk_tokens)
 
     @property
     def kept(self) -> bool:
@@ -59,29 +61,53 @@ class Trunk:
 
     @torch.no_grad()
     def _run(self, tree: Tree) -> Tensor:
-        tokens = [token for span in tree.spans for token in self._corpus.segments[span.segment].tokens]
-        x = self._model.embed[torch.tensor(tokens, dtype=torch.long, device=self._model.device)]
-        if self._depth == 0:
-            return x
-        rope = rotary(self._model, positions(self._corpus, tree.spans).to(self._model.device))
+        x, rope = self._enter(tree.spans)
         attend = tree_attention(tree.reaches)
         for index in range(self._depth):
             x = block(self._model, index, (), x, rope, attend)
         return x
 
-    def _fill(self, store: Tensor | None) -> None:
-        if store is None:
-            return
+    @torch.no_grad()
+    def _fill(self, store: Tensor, chunk_tokens: int) -> None:
+        """Every segment once; what later ones continue stays as keys and values until this is done."""
+        inner = {parent for segment in self._corpus.segments for parent in segment.path}
+        keys: dict[int, list[tuple[Tensor, Tensor]]] = {segment: [] for segment in inner}
         at = 0
-        whole = make_batch(self._corpus, range(len(self._corpus.chats)), CHUNK_TOKENS)
-        for tree in whole.trees:
-            x = self._run(tree)
-            for span in tree.spans:
-                if span.segment not in self._kept:
-                    part = store[at : at + span.end - span.start]
-                    part.copy_(x[span.start : span.end])
-                    self._kept[span.segment] = part
-                    at += len(part)
+        for tree in make_batch(self._corpus, range(len(self._corpus.chats)), chunk_tokens).trees:
+            new = [span for span in tree.spans if span.segment not in self._kept]
+            x = self._run_on(new, keys) if new else torch.empty(0)
+            for span, part in zip(new, torch.split(x, [span.end - span.start for span in new]), strict=True):
+                self._kept[span.segment] = store[at : at + len(part)]
+                self._kept[span.segment].copy_(part)
+                at += len(part)
+
+    def _run_on(self, new: Sequence[Span], keys: dict[int, list[tuple[Tensor, Tensor]]]) -> Tensor:
+        """[N, E] of spans whose ancestors are among them or in `keys`; fills `keys` for later spans."""
+        segments = [span.segment for span in new]
+        known = sorted({s for segment in segments for s in self._corpus.segments[segment].path} - {*segments})
+        place = {segment: i for i, segment in enumerate([*known, *segments])}
+        lengths = [span.end - span.start for span in new]
+        paths = [tuple(place[s] for s in self._corpus.segments[segment].path) for segment in segments]
+        reaches = list(zip(lengths, paths, strict=True))
+        x, rope = self._enter(new)
+        for index in range(self._depth):
+            attend = tree_attention(reaches, given=[keys[segment][index] for segment in known])
+
+            def keeping(q: Tensor, k: Tensor, v: Tensor, attend: Attend = attend) -> Tensor:
+                for segment, *pair in zip(segments, *(torch.split(t, lengths) for t in (k, v)), strict=True):
+                    if segment in keys:
+                        keys[segment].append((pair[0].clone(), pair[1].clone()))
+                return attend(q, k, v)
+
+            x = block(self._model, index, (), x, rope, keeping)
+        return x
+
+    def _enter(self, spans: Sequence[Span]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Embeddings and rotations of flat tokens."""
+        tokens = [token for span in spans for token in self._corpus.segments[span.segment].tokens]
+        device = self._model.device
+        x = self._model.embed[torch.tensor(tokens, dtype=torch.long, device=device)]
+        return x, rotary(self._model, positions(self._corpus, spans).to(device))
 
 
 def positions(corpus: Corpus, spans: Sequence[Span]) -> Tensor:
