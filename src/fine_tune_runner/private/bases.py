@@ -1,7 +1,7 @@
 """From what a config calls its base model to files on this machine: weights, tokenizer, and a GGUF to serve.
 
 An alias, a Hugging Face folder, a GGUF file or a hub id; conversions are made once and kept in `models_dir`
-under the hash of their source. The hub is the only thing here that uses the network, and not when offline.
+under the hash of their source. Only `fetch_base` uses the network: a run finds what was fetched, or says so.
 """
 
 from __future__ import annotations
@@ -16,19 +16,28 @@ from typing import Any
 
 import msgspec
 
-from fine_tune_runner.errors import ConfigError, MissingModel
+from fine_tune_runner.errors import ConfigError, MissingModel, UsageError
 from fine_tune_runner.files import locked, publish, sha256_file, write_atomic
 from fine_tune_runner.private import gguf_base
 from fine_tune_runner.private.fetch import ARTIFACTS, artifact_path
-from fine_tune_runner.settings import Settings
+from fine_tune_runner.private.safetensors_file import weight_files
+from fine_tune_runner.settings import BASES, Settings
 
 ALIASES = ("smollm2",)
 ARCHITECTURES = ("llama", "mistral")
 # Raised when a conversion writes something else than before, so that old ones are not taken for new ones.
-CONVERSION = 1
+CONVERSION = 2
 CONVERSION_WAIT_S = 4 * 3600.0  # for another process that converts the same base
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_HUB_FILES = ("config.json", "*.safetensors", "tokenizer.json", "tokenizer_config.json", "*.jinja")
+# Not every *.safetensors: Mistral's repositories hold the weights a second time under another name.
+_HUB_FILES = (
+    "config.json",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "*.jinja",
+)
 
 
 class Base(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,11 +67,25 @@ def resolve(name: str, settings: Settings, *, offline: bool) -> Base:
     if path.suffix == ".gguf" or path.is_absolute() or name.startswith("."):
         raise MissingModel(f"base model {name} is not there; correct base_model, or put the file in place")
     if _HUB_ID.fullmatch(name):
-        return _from_folder(name, _from_hub(name, offline), settings)
+        return _from_folder(name, _from_hub(name, settings, offline), settings)
     raise ConfigError(
         f"base_model {name!r}: give an alias ({', '.join(ALIASES)}), a Hugging Face folder, a .gguf file "
         "or a hub id such as org/name"
     )
+
+
+def fetch_base(name: str, settings: Settings) -> Base:
+    """Download a base from the Hugging Face hub (network, gigabytes): a key of `BASES`, or a hub id.
+
+    A gated one needs `HF_TOKEN`. Raises UsageError for a name that is neither, MissingModel saying why it
+    cannot be had, ConfigError as `resolve`.
+    """
+    if name not in BASES and not _HUB_ID.fullmatch(name):
+        known = ", ".join(sorted({*ARTIFACTS, *BASES}))
+        raise UsageError(
+            f"nothing to fetch is called {name!r}; there are: {known}, and hub ids such as org/name"
+        )
+    return resolve(BASES[name].weights if name in BASES else name, settings, offline=False)
 
 
 def gguf_of(base: Base, settings: Settings, kind: str = "F16") -> Path:
@@ -99,7 +122,7 @@ def _from_gguf(name: str, path: Path, settings: Settings) -> Base:
 
 def _from_folder(name: str, folder: Path, settings: Settings) -> Base:
     config = _config(name, folder)
-    weights = sorted(folder.glob("*.safetensors"))
+    weights = weight_files(folder)
     missing = [file for file in ("tokenizer.json",) if not (folder / file).is_file()]
     if not weights or missing:
         raise MissingModel(
@@ -133,7 +156,7 @@ def _config(name: str, folder: Path) -> dict[str, Any]:
     return config
 
 
-def _from_hub(name: str, offline: bool) -> Path:
+def _from_hub(name: str, settings: Settings, offline: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -142,15 +165,25 @@ def _from_hub(name: str, offline: bool) -> Path:
         RepositoryNotFoundError,
     )
 
+    short = next((key for key, base in BASES.items() if base.weights == name), name)
+    token = settings.hf_token.reveal() if settings.hf_token else None
     try:
-        return Path(snapshot_download(name, allow_patterns=list(_HUB_FILES), local_files_only=offline))
+        found = snapshot_download(
+            name, allow_patterns=list(_HUB_FILES), local_files_only=offline, token=token
+        )
+        return Path(found)
     except GatedRepoError:
-        reason = f"is gated: accept its licence at the hub, run `hf auth login`, then: hf download {name}"
+        reason = (
+            f"is gated: accept its licence at huggingface.co/{name}, set HF_TOKEN to a token of that "
+            f"account, then: fine-tune fetch {short}"
+        )
     except RepositoryNotFoundError:
-        reason = "is not on the hub (or private: run `hf auth login`); correct base_model"
+        reason = (
+            "is not on the hub, or private (set HF_TOKEN to a token that may read it); correct base_model"
+        )
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         why = "is not on this machine" if offline else f"cannot be downloaded ({type(error).__name__})"
-        reason = f"{why}; run: hf download {name}"
+        reason = f"{why}; run: fine-tune fetch {short} (a gated model needs HF_TOKEN)"
     raise MissingModel(f"base model {name} {reason}")
 
 
