@@ -210,9 +210,10 @@ def test_answers_are_kept_and_read_back(tmp_path: Path) -> None:
     assert len(path.read_bytes().splitlines()) == 2
 
 
-def test_a_broken_line_of_answers_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("line", [b'{"question_id": 7}', b'{"question_id": "\xff"}', b"", b"\x00"])
+def test_a_broken_line_of_answers_is_named(tmp_path: Path, line: bytes) -> None:
     path = tmp_path / "3-B.jsonl"
-    path.write_text('{"question_id": 7}\n', encoding="utf-8")
+    path.write_bytes(line + b"\n")
     with pytest.raises(DataError, match=r"3-B\.jsonl line 1"):
         read_answers(path)
 

@@ -290,6 +290,6 @@ def read_answers(path: Path) -> tuple[Answer, ...]:
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
             found.append(msgspec.json.decode(line, type=Answer))
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise DataError(f"{path} line {number}: not an answer ({error}); evaluate again") from None
     return tuple(found)
