@@ -95,6 +95,7 @@ class Scripted:
         self.forgotten: list[str] = []
         self.followed: list[str | None] = []
         self.alias_fault: str | None = None
+        self.forget_fault: str | None = None
 
     def maker(self) -> Callable[[Settings, Client], Scripted]:
         """As `runner.TRACKS` wants it."""
@@ -166,6 +167,8 @@ class Scripted:
         return None
 
     def forget(self, run_ids: Sequence[str], model_ids: Sequence[str]) -> tuple[str, ...]:
+        if self.forget_fault is not None:
+            raise ServingError(self.forget_fault)
         self.forgotten += [*run_ids, *model_ids]
         return tuple(model_ids)
 

@@ -47,6 +47,7 @@ LAYERS = {
     "doctor": 8,
     "erasure": 8,
     "migrate": 8,
+    "prune": 8,
     "cli": 9,
     "__main__": 10,
     "__init__": 10,

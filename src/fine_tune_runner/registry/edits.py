@@ -56,9 +56,12 @@ def registered(entries: Entries, entry: RegistryEntry) -> Entries:
 
 
 def check_replaceable(entries: Entries, key: VersionKey) -> None:
-    """Raise RegistryError where that version is or was in service: nobody's model or way back is replaced."""
+    """Raise RegistryError where that version is or was in service: nobody's model or way back is replaced.
+
+    An archived version whose model was pruned is no way back any more, and may be trained again.
+    """
     old = find(entries, key)
-    if old is not None and old.status in ("active", "archived"):
+    if old is not None and old.status in ("active", "archived") and old.model_id is not None:
         what = "is in service" if old.active else "was in service and can be rolled back to"
         raise RegistryError(f"{spell(key)} {what}; publish a new version instead")
 
@@ -85,6 +88,25 @@ def without_model(entries: Entries, key: VersionKey) -> Entries:
     if entry.active:
         raise RegistryError(f"{spell(key)} is in service; its model stays until another version is promoted")
     return _replaced(entries, msgspec.structs.replace(entry, model_id=None))
+
+
+def retired(entries: Entries, key: VersionKey) -> Entries:
+    """Take an archived version's model away: nobody can roll back to it from now on.
+
+    `artifact` keeps what is still to be deleted, until `cleared`. RegistryError for a version that is in
+    service, or never was.
+    """
+    entry = get(entries, key)
+    if entry.status != "archived":
+        raise RegistryError(f"{spell(key)} is {entry.status}; only archived versions are pruned")
+    kept = entry.artifact or entry.model_id
+    return _replaced(entries, msgspec.structs.replace(entry, model_id=None, artifact=kept))
+
+
+def cleared(entries: Entries, key: VersionKey) -> Entries:
+    """Record that what `retired` left is deleted."""
+    entry = msgspec.structs.replace(get(entries, key), artifact=None, artifact_sha256=None)
+    return _replaced(entries, entry)
 
 
 def marked(entries: Entries, key: VersionKey, status: Status) -> Entries:
