@@ -1,6 +1,7 @@
 """What stands where the default route leads: it answers as public hosts would, and writes down every packet.
 
-Runs in a namespace of its own (network.py), until stdin ends. A line a packet: protocol, address, port.
+Runs in a namespace of its own (network.py), until stdin ends. A line a packet: protocol, address, port, and the name
+that a DNS query asks for.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmp6"}
 OWN = tuple(ipaddress.ip_network(n) for n in ("10.77.2.0/24", "fd77::/64", "fe80::/10", "ff02::/16"))
 
 
-def destination(packet: bytes) -> tuple[str, str, int] | None:
+def destination(packet: bytes) -> tuple[str, str, str] | None:
     """Of an IP packet without its link header; None for what is no IP."""
     version = packet[0] >> 4 if packet else 0
     if version == 4:
@@ -30,7 +31,17 @@ def destination(packet: bytes) -> tuple[str, str, int] | None:
     if any(to.version == network.version and to in network for network in OWN):
         return None
     port = int.from_bytes(rest[2:4], "big") if protocol in (6, 17) else 0
-    return PROTOCOLS.get(protocol, str(protocol)), str(to), port
+    asked = f"53 {name(rest[20:])}" if port == 53 else str(port)
+    return PROTOCOLS.get(protocol, str(protocol)), str(to), asked
+
+
+def name(question: bytes) -> str:
+    """The name that a DNS query asks for (RFC 1035, section 4.1.2)."""
+    labels = []
+    while question and question[0]:
+        labels.append(question[1 : question[0] + 1].decode(errors="replace"))
+        question = question[question[0] + 1 :]
+    return ".".join(labels)
 
 
 def record() -> None:

@@ -71,7 +71,7 @@ def test_the_recorder_sees_what_a_dependency_sends_where_no_guard_is(
     seen = set(network.packets())
     assert seen >= {
         "tcp 192.0.2.10 80",
-        "udp 192.0.2.53 53",
+        "udp 192.0.2.53 53 ingest.example.org",
         "udp 192.0.2.10 8125",
         "udp 192.0.2.10 8126",
         "tcp 2001:db8::10 80",

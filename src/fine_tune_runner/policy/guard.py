@@ -38,6 +38,7 @@ OFFLINE = {
     "DISABLE_TELEMETRY": "1",
     "ANONYMIZED_TELEMETRY": "False",
     "DO_NOT_TRACK": "1",
+    "ORT_DISABLE_TELEMETRY": "1",
     "WANDB_MODE": "disabled",
     "PIP_NO_INDEX": "1",
     "NO_PROXY": "*",
