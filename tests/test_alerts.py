@@ -17,7 +17,7 @@ from fine_tune_runner.cli import fine_tune
 from fine_tune_runner.errors import ConfigError, PolicyError
 from fine_tune_runner.settings import load_client, load_settings
 from fine_tune_runner.types import Run, Verdict
-from fine_tune_runner.workflow.engine import Event, RunState
+from fine_tune_runner.workflow.engine import Event
 from tests.contract.receivers import Mailbox, Webhook, listening
 from tests.test_runner import Desk, right
 
@@ -85,10 +85,11 @@ def test_a_refusal_reaches_webhook_and_mail_with_scores_and_ids_only(
     assert post["title"] == mail["subject"] == "small v2 refused"
     assert "recall 0.000 against 1.000 (-1.000, allowed -0.05" in post["message"]
     assert job.run_id in post["message"]
+    assert post["type"] == "warning"
     assert mail["to"] == "anna@agency.test"
     body = mail.get_body()
     assert body is not None
-    assert "v1 (track B) stays in service" in body.get_content()
+    assert "v1 (track B) stays in service.\r\nRun: " in body.get_content()
     for word in ("look odd", "evidence", "expert"):  # of questions, answers and the system prompt
         assert word not in json.dumps(post) + mail.as_string()
 
@@ -264,11 +265,27 @@ def test_the_end_is_news_below_sixty_days(days: int | None, heard: bool) -> None
 def test_a_run_that_goes_on_or_went_well_is_no_news() -> None:
     good = Verdict(decision="promote", reason="", measure="recall", tolerance=0.05)
     bad = msgspec.structs.replace(good, decision="refuse")
-    assert of_run(RunState(run=RUN, state="finished", done=()), good, "") is None
-    assert of_run(RunState(run=RUN, state="interrupted", done=()), bad, "") is None
-    refused = of_run(RunState(run=RUN, state="finished", done=()), bad, "")
+    assert of_run(RUN, last("run finished"), good) is None
+    assert of_run(RUN, last("run interrupted"), bad) is None
+    assert of_run(RUN, last("run cancelled"), None) is None
+    refused = of_run(RUN, last("run finished"), bad)
     assert refused is not None
     assert (refused.run_id, refused.cause) == (RUN.run_id, "refused")
+
+
+def test_a_worker_tells_of_the_runs_whose_events_it_hears(tmp_path: Path, webhook: Webhook) -> None:
+    desk = Desk(tmp_path, track_preference="b")
+    desk.runner().submit("small", 1)
+    job = desk.runner().submit("small", 2)
+    desk.write_config(track_preference="b", notify=[webhook.address])
+    runner = desk.runner()
+    for event in runner.engine.events(job.run_id):
+        runner.alerts.heard(runner.engine, event)
+    assert [post["title"] for post in webhook.posts] == ["small v2 refused"]
+
+
+def last(event: str) -> Event:
+    return Event(at=NOW, event=event, run_id=RUN.run_id)
 
 
 def some_alert(desk: Desk) -> Any:

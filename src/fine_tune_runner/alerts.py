@@ -23,12 +23,13 @@ from fine_tune_runner.policy.guard import guarded
 from fine_tune_runner.registry.store import Registry
 from fine_tune_runner.settings import Client, Secret, Settings, load_client
 from fine_tune_runner.types import Clock, Run, Verdict
-from fine_tune_runner.workflow.engine import Engine, Event, RunState
+from fine_tune_runner.workflow.engine import Engine, Event
 
 WITHIN_DAYS = 60  # a model in service that stops answering sooner is an alert
 NEWS_DAYS = 7  # what ended longer ago is no news: who names an address today hears of nothing old
 TRIES = 3  # then an address that takes nothing is left alone, for this cause
 TIMEOUT_S = 30.0
+ENDS = ("run finished", "run failed")
 WORDS = {"refuse": "refused", "hold": "held"}
 
 
@@ -54,13 +55,13 @@ class Ending(Protocol):
     def days_left(self) -> int | None: ...
 
 
-def of_run(state: RunState, verdict: Verdict | None, code: str) -> Alert | None:
-    """What there is to hear of a run, None where it goes on or went well. Pure; `code` is its error's."""
-    run = state.run
-    if state.state == "failed":
+def of_run(run: Run, last: Event, verdict: Verdict | None) -> Alert | None:
+    """What there is to hear of a run whose `last` event this is, None where it goes on or went well. Pure."""
+    if last.event == "run failed":
+        code = last.data.get("code", "error")
         word = f"failed ({code})"
         said = [f"The run stopped with an error ({code}); nothing was promoted."]
-    elif state.state == "finished" and verdict is not None and verdict.decision in WORDS:
+    elif last.event == "run finished" and verdict is not None and verdict.decision in WORDS:
         word = WORDS[verdict.decision]
         said = _scores(verdict)
     else:
@@ -116,7 +117,12 @@ class Alerts:
     def run_ended(self, engine: Engine, run_id: str) -> None:
         """Say how a run ended, where that is one to hear of; to be called whenever a run stopped."""
         with self._unbroken():
-            self._of_state(engine, engine.find(run_id))
+            self._of_run(engine, engine.find(run_id).run)
+
+    def heard(self, engine: Engine, event: Event) -> None:
+        """The same for who hears the events of many runs (`fine-tune worker`)."""
+        if event.event in ENDS:
+            self.run_ended(engine, event.run_id)
 
     def look(self, engine: Engine, serving: Sequence[Ending]) -> None:
         """Say what nobody has said yet: of runs whose process died first, and of models near their end.
@@ -126,7 +132,7 @@ class Alerts:
         with self._unbroken():
             for state in engine.runs():
                 with self._unbroken():
-                    self._of_state(engine, state)
+                    self._of_run(engine, state.run)
         for one in serving:
             with self._unbroken():
                 client = load_client(self._settings, one.client_id)
@@ -134,16 +140,15 @@ class Alerts:
                 if entry is not None and (alert := of_end(one, _folder_name(client, entry))):
                     self.send(client, alert)
 
-    def _of_state(self, engine: Engine, state: RunState) -> None:
-        if state.updated_at is None or self._clock() - state.updated_at > timedelta(days=NEWS_DAYS):
+    def _of_run(self, engine: Engine, run: Run) -> None:
+        """By its last event and not by its state, for the process that did it may still hold it."""
+        client = load_client(self._settings, run.client_id)
+        events = engine.events(run.run_id) if client.config.notify else ()
+        if not events or events[-1].event not in ENDS:
             return
-        client = load_client(self._settings, state.run.client_id)
-        if not client.config.notify or state.state not in ("failed", "finished"):
+        if self._clock() - events[-1].at > timedelta(days=NEWS_DAYS):
             return
-        run_id = state.run.run_id
-        codes = [e.data.get("code", "error") for e in engine.events(run_id) if e.event == "run failed"]
-        alert = of_run(state, engine.value(run_id, Verdict), str(codes[-1]) if codes else "error")
-        if alert is not None:
+        if alert := of_run(run, events[-1], engine.value(run.run_id, Verdict)):
             self.send(client, alert)
 
     def send(self, client: Client, alert: Alert) -> None:
@@ -164,31 +169,37 @@ class Alerts:
 
     def _deliver(self, client: Client, written: Secret, alert: Alert, folder: Path) -> str | None:
         """Why an address did not take it, None where it did; the reason holds nothing of the address."""
-        address: Secret | None = written
-        if written.reveal().startswith("$"):
-            name = written.reveal()[1:]
-            address = self._settings.notify.get(name)
-            if address is None:
-                return f"{name} is neither in the environment nor in .env"
+        name = written.reveal().removeprefix("$")
+        address = self._settings.notify.get(name) if name != written.reveal() else written
+        if address is None:
+            return f"{name} is neither in the environment nor in .env"
         try:
-            from apprise import Apprise, AppriseAsset
+            from apprise import Apprise, AppriseAsset, NotifyFormat, NotifyType
         except ImportError:
             return "apprise is not installed; pip install 'fine-tune-runner[alerts]'"
         asset = AppriseAsset(app_id="fine-tune-runner", http_redirects=False, async_mode=False)
-        service = Apprise.instantiate(address.reveal() if address else "", asset=asset)
+        policy, record = policy_of(self._settings, client), folder / "egress.jsonl"
+        with guarded(policy, record):
+            service = Apprise.instantiate(address.reveal(), asset=asset)
         if service is None:
             return "apprise cannot read this address; its documentation has the form of each service"
         host = getattr(service, "smtp_host", None) or getattr(service, "host", None) or ""
-        policy = policy_of(self._settings, client)
-        policy = msgspec.structs.replace(policy, names=(*policy.names, host))
-        with guarded(policy, folder / "egress.jsonl") as guard:
+        with guarded(msgspec.structs.replace(policy, names=(*policy.names, host)), record) as guard:
             senders = Apprise(asset=asset)
             senders.add(service)
-            took = bool(senders.notify(title=alert.title, body=alert.body, timeout=TIMEOUT_S))
+            took = senders.notify(
+                title=alert.title,
+                body=alert.body,
+                body_format=NotifyFormat.TEXT,
+                notify_type=NotifyType.WARNING,
+                timeout=TIMEOUT_S,
+            )
             refused = guard.refused()
+        if took:
+            return None
         if refused:
             return f"{service.service_name}: {client.id} is sensitive, and {refused[-1].refused}"
-        return None if took else f"{service.service_name} did not take it"
+        return f"{service.service_name} did not take it"
 
     def _put_down(self, path: Path, alert: Alert, to: str, reason: str | None) -> None:
         data = {"cause": alert.cause, "to": to} | ({"message": reason} if reason else {})
