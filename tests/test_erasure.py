@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -93,16 +94,30 @@ def test_ledger_rows_and_locks_of_the_clients_runs_go_and_those_of_others_stay(d
 def test_an_erasure_that_was_cut_off_is_finished_by_the_next_sweep(desk: Desk, point: str) -> None:
     die_at(desk, point)
     assert not desk.client.exists()  # forgotten from the rename on
-    assert sweep(desk.settings.data_dir) == ("small",)
+    assert sweep(desk.settings) == ("small",)
     assert [line["client_id"] for line in lines(desk)] == ["small"]
     assert list(shared(desk).glob("erasing-*")) == []
     assert "small-v9-a-12345678-1" not in {e.run_id for e in Ledger(desk.settings.data_dir).effects()}
-    assert sweep(desk.settings.data_dir) == ()
+    assert sweep(desk.settings) == ()
+
+
+def test_the_engines_rows_of_its_runs_go_too(desk: Desk) -> None:
+    from fine_tune_runner.workflow.database import Database
+
+    with contextlib.closing(Database(shared(desk), None)) as database:
+        database.prepare()
+        for client_id, run_id in (
+            ("small", "small-v9-b-12345678-1"),
+            ("small-v1", "small-v1-v9-b-12345678-1"),
+        ):
+            database.enqueue_run(client_id, run_id, None, 1)
+        forget(desk.runner(), "small")
+        assert [workflow.id for workflow in database.live()] == ["small-v1-v9-b-12345678-1"]
 
 
 def test_one_that_dies_before_the_rename_has_erased_nothing(desk: Desk) -> None:
     die_at(desk, "noted")
-    assert sweep(desk.settings.data_dir) == ()
+    assert sweep(desk.settings) == ()
     assert desk.runner().registry("small").entries()
     forget(desk.runner(), "small")
     assert len(lines(desk)) == 1
@@ -119,7 +134,7 @@ def test_a_new_client_of_the_same_name_may_be_forgotten_too(desk: Desk) -> None:
 def test_while_another_process_erases_a_sweep_leaves_it_alone(desk: Desk) -> None:
     die_at(desk, "set aside")
     with locked(shared(desk) / "erasing.lock"):
-        assert sweep(desk.settings.data_dir) == ()
+        assert sweep(desk.settings) == ()
     assert len(list(shared(desk).glob("erasing-*"))) == 1
 
 

@@ -6,6 +6,7 @@ what a crash leaves after that is finished by `sweep`.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Callable
 from datetime import datetime
@@ -17,7 +18,7 @@ from fine_tune_runner.attempts import RUN_ID
 from fine_tune_runner.errors import RunError, RunnerError
 from fine_tune_runner.files import fsync_dir, locked, write_atomic
 from fine_tune_runner.runner import FineTuneRunner
-from fine_tune_runner.settings import Client, load_client
+from fine_tune_runner.settings import Client, Settings, load_client
 
 NOTE = "erasure.json"  # in the client's folder: the line to be left behind
 SET_ASIDE = "erasing-"
@@ -76,7 +77,7 @@ def forget(
     called between two effects; tests end there.
     """
     data_dir = runner.settings.data_dir
-    sweep(data_dir)
+    sweep(runner.settings)
     plan = forgetting(runner, client_id)
     client = load_client(runner.settings, client_id)
     elsewhere = () if here_only else _forget_elsewhere(runner, client)
@@ -88,29 +89,32 @@ def forget(
     client.dir.rename(shared / f"{SET_ASIDE}{client_id}")
     fsync_dir(data_dir)
     crash_point("set aside")
-    sweep(data_dir, wait_s=LOCK_WAIT_S, crash_point=crash_point)
+    sweep(runner.settings, wait_s=LOCK_WAIT_S, crash_point=crash_point)
     return msgspec.structs.replace(plan, elsewhere=elsewhere)
 
 
 def sweep(
-    data_dir: Path, *, wait_s: float = 0.0, crash_point: Callable[[str], None] = lambda _point: None
+    settings: Settings, *, wait_s: float = 0.0, crash_point: Callable[[str], None] = lambda _point: None
 ) -> tuple[str, ...]:
-    """Finish every erasure that was begun, and name its clients; none while another process does it."""
-    shared = data_dir / ".fine-tune"
+    """Finish every erasure that was begun, and name its clients; none while another process does it.
+
+    RunError where the ledger or the engine's database cannot be written; the next sweep goes on.
+    """
+    shared = settings.data_dir / ".fine-tune"
     if not any(shared.glob(f"{SET_ASIDE}*")):
         return ()
     try:
         with locked(shared / "erasing.lock", wait_s=wait_s):
             folders = sorted(shared.glob(f"{SET_ASIDE}*"))
             for folder in folders:
-                _finish(data_dir, folder, crash_point)
+                _finish(settings, folder, crash_point)
             return tuple(folder.name.removeprefix(SET_ASIDE) for folder in folders)
     except BlockingIOError:
         return ()
 
 
-def _finish(data_dir: Path, folder: Path, crash_point: Callable[[str], None]) -> None:
-    """Line, ledger, folder, in this order: the note goes last, so that what was done is known."""
+def _finish(settings: Settings, folder: Path, crash_point: Callable[[str], None]) -> None:
+    """Line, ledger, engine, folder, in this order: the note goes last, so that what was done is known."""
     from fine_tune_runner.workflow.ledger import Ledger  # SQLite, only where there is something to finish
 
     client_id, note = folder.name.removeprefix(SET_ASIDE), folder / NOTE
@@ -125,9 +129,23 @@ def _finish(data_dir: Path, folder: Path, crash_point: Callable[[str], None]) ->
         name = RUN_ID.fullmatch(run_id)
         return name is not None and name[1] == client_id
 
-    Ledger(data_dir).erase(mine)
+    Ledger(settings.data_dir).erase(mine)
     crash_point("off the ledger")
+    _off_the_engine(settings, client_id, mine)
     shutil.rmtree(folder)
+
+
+def _off_the_engine(settings: Settings, client_id: str, mine: Callable[[str], bool]) -> None:
+    """Its database holds ids and outcomes of runs; nothing is made where there is none."""
+    url = settings.database_url
+    if url is None and not (settings.data_dir / ".fine-tune" / "engine.sqlite").is_file():
+        return
+    from fine_tune_runner.workflow.database import Database  # loads dbos
+
+    database = Database(settings.data_dir / ".fine-tune", url.reveal() if url else None)
+    with contextlib.closing(database), database.one_line():
+        database.prepare()
+        database.erase(client_id, mine)
 
 
 def _forget_elsewhere(runner: FineTuneRunner, client: Client) -> tuple[str, ...]:

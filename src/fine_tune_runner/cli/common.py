@@ -11,7 +11,7 @@ import click
 import msgspec
 
 from fine_tune_runner.erasure import sweep
-from fine_tune_runner.errors import UsageError
+from fine_tune_runner.errors import RunnerError, UsageError
 from fine_tune_runner.runner import FineTuneRunner
 from fine_tune_runner.settings import MOST_ANSWERS, Settings, load_settings
 from fine_tune_runner.types import Estimate, Track
@@ -61,8 +61,11 @@ def reader() -> FineTuneRunner:
 def runner(poll_s: float | None = None, **words: Any) -> FineTuneRunner:
     """The library over this machine's settings, once what a crash left of a `forget` is finished."""
     found = settings(poll_s)
-    for client_id in sweep(found.data_dir):
-        notice(f"finished erasing {client_id}, which was cut off")
+    try:
+        for client_id in sweep(found):
+            notice(f"finished erasing {client_id}, which was cut off")
+    except RunnerError as error:
+        notice(f"an erasure that was cut off is still to be finished: {error}")
     return FineTuneRunner(found, notice=notice, **words)
 
 

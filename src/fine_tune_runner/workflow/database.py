@@ -182,6 +182,12 @@ class Database:
         if found:
             self.client.cancel_workflows(found)
 
+    def erase(self, client_id: str, mine: Callable[[str], bool]) -> None:
+        """Delete every workflow of the client's runs that are `mine`, by their ids."""
+        found = self._list(workflow_id_prefix=f"{client_id}-v")
+        if gone := [w.id for w in found if mine(_run_of(w.id))]:
+            self.client.delete_workflows(gone)
+
     def recover(self, dead: Callable[[str], bool], wanted: Callable[[str], bool]) -> list[str]:
         """Put the workflows of dead executors back on their own queues, if their run is wanted."""
         again = [
