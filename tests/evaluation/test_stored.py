@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 from tests.told_models import RIGHT, WRONG, Models, always, first, old_run, report, write_holdout
 
+from fine_tune_runner.errors import PolicyError
 from fine_tune_runner.evaluation.gate import decide
+from fine_tune_runner.types import Answerer, Model
 
 
 @pytest.fixture
@@ -89,3 +93,30 @@ def test_failed_calls_among_stored_answers_are_no_answers(folder: Path) -> None:
     found = report(folder, Models(new=always(RIGHT)), stored=failing)
     assert found.shared == tuple(f"v2-q{i}" for i in range(4, 10))
     assert decide(found, 0.05).decision == "promote"
+
+
+class Forbidden(Models):
+    """The old model's track may not be asked: no key, or a client that became sensitive."""
+
+    @contextlib.contextmanager
+    def serve(self, models: Sequence[Model]) -> Iterator[Mapping[str, Answerer]]:
+        if any(model.model_id in self.forbidden for model in models):
+            raise PolicyError("Track A has no key")
+        yield {model.model_id: self for model in models}
+
+    forbidden: tuple[str, ...] = ("old",)
+
+
+def test_stored_answers_stand_in_where_the_old_track_may_not_be_asked(folder: Path) -> None:
+    stored = old_run(folder, [f"q{i}" for i in range(10)], always(RIGHT))
+    found = report(folder, Forbidden(new=always(RIGHT)), stored=stored)
+    assert decide(found, 0.05).decision == "promote"
+    assert "Track A has no key; its answers of 2026-11-20" in found.warnings[0]
+
+
+def test_a_new_model_that_may_not_be_asked_ends_the_evaluation(folder: Path) -> None:
+    stored = old_run(folder, [f"q{i}" for i in range(10)], always(RIGHT))
+    models = Forbidden(new=always(RIGHT))
+    models.forbidden = ("new",)
+    with pytest.raises(PolicyError, match="no key"):
+        report(folder, models, stored=stored)

@@ -15,7 +15,7 @@ import msgspec
 from fine_tune_runner.dataset.read import holdout_path, train_path
 from fine_tune_runner.dataset.taxonomy import Taxonomy, load_taxonomy
 from fine_tune_runner.dataset.validate import leaked
-from fine_tune_runner.errors import DataError, MissingModel, ServingError
+from fine_tune_runner.errors import DataError, MissingModel, PolicyError, ServingError
 from fine_tune_runner.evaluation.answers import OnReply as OnCount
 from fine_tune_runner.evaluation.answers import collect, fingerprint, score, write_answers
 from fine_tune_runner.evaluation.gate import LEAST_SHARED, card_scores, schedule, undecided
@@ -287,7 +287,7 @@ def _loaded(
         fault = None
         try:
             answerers = stack.enter_context(serve([new, other] if other else [new]))
-        except (ServingError, MissingModel) as error:
+        except (ServingError, MissingModel, PolicyError) as error:
             if other is None:
                 raise
             answerers = stack.enter_context(serve([new]))
