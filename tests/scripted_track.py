@@ -20,6 +20,7 @@ from fine_tune_runner.types import (
     Message,
     Model,
     Prompt,
+    RegistryEntry,
     Reply,
     Run,
     RunContext,
@@ -160,7 +161,7 @@ class Scripted:
         self.cancelled.append(run.run_id)
         return "stopped elsewhere"
 
-    def follow(self, active: Model | None) -> str | None:
+    def follow(self, active: RegistryEntry | None) -> str | None:
         self.followed.append(active.model_id if active else None)
         if self.alias_fault is not None:
             raise ServingError(self.alias_fault)

@@ -337,7 +337,7 @@ class Line:
         active = edits.active(entries)
         for track in sorted({entry.track for entry in entries}):
             try:
-                if said := self._track_of(track).follow(model_of(active) if active else None):
+                if said := self._track_of(track).follow(active):
                     emit("followed", message=said)
             except RunnerError as error:
                 emit(

@@ -15,6 +15,7 @@ from fine_tune_runner.types import (
     Estimate,
     Message,
     Model,
+    RegistryEntry,
     Run,
     Step,
     Tokenizer,
@@ -73,7 +74,7 @@ class TrackPort(Protocol):
         """Stop what of a run goes on elsewhere, and say what that means; None where nothing does."""
         ...
 
-    def follow(self, active: Model | None) -> str | None:
+    def follow(self, active: RegistryEntry | None) -> str | None:
         """Let names that others ask by mean what is in service; what that changed, None for nothing."""
         ...
 

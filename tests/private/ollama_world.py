@@ -20,7 +20,7 @@ from fine_tune_runner.private.track import Embedded, Trainer
 from fine_tune_runner.private.train_spec import TrainSpec
 from fine_tune_runner.runner import FineTuneRunner
 from fine_tune_runner.settings import Client, Settings, load_client, load_settings
-from fine_tune_runner.types import Job, Model, TrainingSummary
+from fine_tune_runner.types import Job, RegistryEntry, TrainingSummary
 from fine_tune_runner.workflow.engine import Event
 
 LATEST = "small-client:latest"
@@ -104,18 +104,11 @@ class Desk:
         """Run a version to its end."""
         return self.runner().submit("small", version)
 
-    def active(self) -> Model:
-        """The model in service."""
+    def active(self) -> RegistryEntry:
+        """What is in service."""
         entry = self.runner().registry("small").active()
         assert entry is not None
-        return Model(
-            model_id=entry.model_id or "",
-            track="B",
-            provider="ollama",
-            base_model=entry.base_model or "",
-            dataset_sha256=entry.dataset_sha256 or "",
-            endpoint=entry.endpoint,
-        )
+        return entry
 
     def of(self, event: str) -> list[dict[str, Any]]:
         """The data of the events of that name."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from tests.contract.ollama_server.server import OllamaServer, serving
 from tests.private.modelfile_grammar import parse
@@ -15,7 +16,8 @@ from tests.small_client import PROMPT
 from tests.tiny_llama import make_tiny_llama
 
 from fine_tune_runner.errors import ConfigError, MissingModel, ParityError, ProviderError, ServingError
-from fine_tune_runner.types import Decoding, Model, Prompt
+from fine_tune_runner.line import model_of
+from fine_tune_runner.types import Decoding, Prompt
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +147,7 @@ def test_a_copy_that_is_another_model_is_an_error(desk: Desk, server: OllamaServ
 
 def test_the_alias_goes_where_nothing_there_is_in_service(desk: Desk, server: OllamaServer) -> None:
     desk.submit(1)
-    hosted = Model(model_id="ft:gpt", track="A", provider="openai", base_model="gpt", dataset_sha256="")
+    hosted = msgspec.structs.replace(desk.active(), track="A", model_id="ft:gpt", provider="openai")
     assert desk.served().follow(hosted) == f"{LATEST} taken away: nothing at this host is in service"
     assert (LATEST in server.names, desk.served().follow(hosted)) == (False, None)
 
@@ -200,7 +202,7 @@ def test_an_old_server_is_warned_of(tmp_path: Path, base: Path) -> None:
 
 def test_a_replaced_model_is_not_asked(desk: Desk, server: OllamaServer) -> None:
     desk.submit(1)
-    model = desk.active()
+    model = model_of(desk.active())
     put_foreign(server, "small-client:v1")
     with (
         pytest.raises(ServingError, match="is not the model on record; somebody replaced it"),
@@ -231,7 +233,7 @@ def test_forgetting_takes_every_model_of_the_client_away(desk: Desk, server: Oll
 
 def test_a_failed_call_is_a_reply_with_its_reason(desk: Desk, server: OllamaServer) -> None:
     desk.submit(1)
-    model = desk.active()
+    model = model_of(desk.active())
     with desk.served().serve([model]) as answerer:
         server.store.delete("small-client:v1")
         prompt = Prompt(question_id="q", k=0, messages=())

@@ -29,6 +29,7 @@ from fine_tune_runner.types import (
     Estimate,
     Message,
     Model,
+    RegistryEntry,
     Run,
     Step,
     Tokenizer,
@@ -208,7 +209,7 @@ class Hosted:
             f"--version {run.version} --track {track} --again"
         )
 
-    def follow(self, active: Model | None) -> str | None:
+    def follow(self, active: RegistryEntry | None) -> str | None:
         """A provider has no name of ours that could mean another version."""
         return None
 

@@ -26,6 +26,7 @@ from fine_tune_runner.types import (
     Message,
     Model,
     Prompt,
+    RegistryEntry,
     Reply,
     Run,
     Step,
@@ -153,7 +154,7 @@ class Served:
                     gone.append(name)
         return tuple(gone)
 
-    def follow(self, active: Model | None) -> str | None:
+    def follow(self, active: RegistryEntry | None) -> str | None:
         """Let `:latest` be the version in service: a copy with its digest, or no such name; says what it did.
 
         The alias goes where what is in service is not at an Ollama; at another host it is left alone. Raises
@@ -168,7 +169,7 @@ class Served:
             if active is None or active.provider != PROVIDER:
                 gone = ollama.delete(self._alias)
                 return f"{self._alias} taken away: nothing at this host is in service" if gone else None
-            digest = listed.get(active.model_id.lower())
+            digest = listed.get(str(active.model_id).lower())
             if digest is None:
                 raise ProviderError(
                     f"{self._host} has no {active.model_id}, which is in service; roll back to a version "
@@ -176,7 +177,7 @@ class Served:
                 )
             if listed.get(self._alias) == digest:
                 return None
-            ollama.copy(active.model_id, self._alias)
+            ollama.copy(str(active.model_id), self._alias)
             copied = ollama.find(self._alias)
         if copied is None or copied.digest != digest:
             raise ProviderError(

@@ -33,6 +33,7 @@ from fine_tune_runner.types import (
     Message,
     Model,
     Prompt,
+    RegistryEntry,
     Reply,
     Run,
     RunContext,
@@ -65,6 +66,8 @@ class Embedded:
         missing = [name for name in NEEDS if importlib.util.find_spec(name) is None]
         if missing:
             return f"{', '.join(missing)} not installed; run: pip install 'fine-tune-runner[local]'"
+        if self._client.config.training.dtype == "nf4" and importlib.util.find_spec("bitsandbytes") is None:
+            return 'training.dtype "nf4" needs bitsandbytes; run: pip install bitsandbytes, or set "auto"'
         if self.weights.gguf is None:  # weights that are missing are asked for before anything starts
             from fine_tune_runner.private.gguf_base import open_base
 
@@ -248,7 +251,7 @@ class Embedded:
         """Nothing runs elsewhere."""
         return None
 
-    def follow(self, active: Model | None) -> str | None:
+    def follow(self, active: RegistryEntry | None) -> str | None:
         """Nobody asks by another name than the registry's."""
         return None
 
