@@ -21,6 +21,7 @@ from pathlib import Path
 PRIVATE_HOST = "10.77.1.2"
 NAME = "mill.internal"
 MARK = "192.0.2.99"
+IPV6 = Path("/proc/net/if_inet6").exists()
 ROOT = Path(__file__).parents[2]
 
 
@@ -78,7 +79,7 @@ def laid(folder: Path) -> Iterator[Network]:
         stack.callback(shutil.rmtree, etc)
         (etc / "hosts").write_text(f"127.0.0.1 localhost\n{PRIVATE_HOST} {NAME}\n")
         (etc / "resolv.conf").write_text("nameserver 192.0.2.53\noptions timeout:1 attempts:1\n")
-        for line in _plan(network):
+        for line in [*_plan(network), *(_plan_ipv6(network) if IPV6 else [])]:
             subprocess.run(["ip", *line.split()], check=True)
         program = str(Path(__file__).parent / "recorder.py")
         with network.seen.open("wb") as seen:
@@ -99,16 +100,21 @@ def _plan(network: Network) -> list[str]:
         f"-n {b} addr add {PRIVATE_HOST}/24 dev eth0",
         f"-n {a} addr add 10.77.2.1/24 dev world",
         f"-n {c} addr add 10.77.2.2/24 dev eth0",
-        f"-n {a} addr add fd77::1/64 dev world nodad",
-        f"-n {c} addr add fd77::2/64 dev eth0 nodad",
         *(f"-n {c} addr add 192.0.2.{n}/32 dev lo" for n in (10, 53, 99)),
-        f"-n {c} addr add 2001:db8::10/128 dev lo nodad",
         f"-n {a} link set host up",
         f"-n {b} link set eth0 up",
         f"-n {a} link set world up",
         f"-n {c} link set eth0 up",
         f"-n {a} route add default via 10.77.2.2",
-        f"-n {a} -6 route add default via fd77::2",
+    ]
+
+
+def _plan_ipv6(network: Network) -> list[str]:
+    return [
+        f"-n {network.here} addr add fd77::1/64 dev world nodad",
+        f"-n {network.recorder} addr add fd77::2/64 dev eth0 nodad",
+        f"-n {network.recorder} addr add 2001:db8::10/128 dev lo nodad",
+        f"-n {network.here} -6 route add default via fd77::2",
     ]
 
 

@@ -1,7 +1,7 @@
 """What stands where the default route leads: it answers as public hosts would, and writes down every packet.
 
-Runs in a namespace of its own (network.py), until stdin ends. A line a packet: protocol, address, port, and the name
-that a DNS query asks for.
+Runs in a namespace of its own (network.py), until stdin ends. A line a packet: protocol, address, port,
+and the name that a DNS query asks for.
 """
 
 from __future__ import annotations
