@@ -73,7 +73,9 @@ def write_whole_run(folder: Path) -> tuple[Path, EvalReport]:
             run / "answers" / f"{label}.jsonl",
             [_answer(q, s, k) for q, s in scores.items() for k in range(3)],
         )
-    _write_steps(run, run_id)
+    _write_steps(run)
+    _write_run(run, run_id)
+    _write_findings(run)
     _write_registry(client, run_id, whole)
     return run, whole
 
@@ -115,7 +117,7 @@ def _card(label: str, scores: dict[str, float]) -> ScoreCard:
     )
 
 
-def _write_steps(run: Path, run_id: str) -> None:
+def _write_steps(run: Path) -> None:
     training = TrainingSummary(
         steps=60,
         epochs=3.0,
@@ -157,6 +159,9 @@ def _write_steps(run: Path, run_id: str) -> None:
         write_atomic(
             run / "steps" / f"{number:02}-{name}.json", msgspec.json.encode({**record, "value": value})
         )
+
+
+def _write_run(run: Path, run_id: str) -> None:
     whole = Run(
         run_id=run_id,
         client_id="hre",
@@ -172,6 +177,9 @@ def _write_steps(run: Path, run_id: str) -> None:
     losses = [{"step": s, "total": 60, "loss": 0.4 + 2.5 / (1 + s / 8) + 0.1 * (s % 3)} for s in range(1, 61)]
     lines = [msgspec.json.encode({"event": "job status", "data": loss}) + b"\n" for loss in losses]
     write_atomic(run / "events.jsonl", b"".join(lines))
+
+
+def _write_findings(run: Path) -> None:
     findings = [
         Finding(
             check=check,
