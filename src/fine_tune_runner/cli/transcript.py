@@ -48,7 +48,10 @@ class Transcript:
             "train started": self._train_started,
             "train step": self._train_step,
             "train finished": self._train_finished,
-            "exported": lambda d, _: self._tick("Exporting GGUF...", f"{d['path']} ({d['size_mb']:.1f} MB)"),
+            "export progress": lambda d, e: self._copying("written", d, e),
+            "exported": self._exported,
+            "upload progress": lambda d, e: self._copying("sent", d, e),
+            "compared": self._compared,
             "created": lambda d, _: self._tick("Creating model...", d["model_id"]),
             "confirmed": self._confirmed,
             "uploaded": lambda d, _: self._tick(
@@ -104,6 +107,27 @@ class Transcript:
     def _train_finished(self, data: Data, event: Event) -> None:
         self.close()
         echo(f"    [{self._elapsed(event)}] done — loss {data['first_loss']:.3f} → {data['final_loss']:.3f}")
+
+    def _copying(self, what: str, data: Data, event: Event) -> None:
+        done, total = data["done"], data["total"]
+        self._since, self._printed = self._since or event.at, self._printed or event.at
+        if self._bar is None and done < total:
+            self._start_bar(what, total)
+        if done < total:
+            self._progress(event, done, total, f"{done / 1e6:.0f} of {total / 1e6:.0f} MB {what}")
+        else:
+            self.close()
+
+    def _exported(self, data: Data, _event: Event) -> None:
+        way = f", {data['way']}" if "way" in data else ""
+        self._tick("Exporting GGUF...", f"{data['path']} ({data['size_mb']:.1f} MB{way})")
+
+    def _compared(self, data: Data, _event: Event) -> None:
+        text = (
+            f"{data['served_local']:.3f} nats from the trained model (at most {data['tolerance']:g}), "
+            f"{data['served_bare']:.3f} from the base"
+        )
+        self._tick("Checking parity...", text)
 
     def _confirmed(self, data: Data, _event: Event) -> None:
         self._tick("Confirming...", f"answers ({data['seconds']:.1f} s to load and answer)")
