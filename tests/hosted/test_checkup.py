@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -18,16 +17,10 @@ from fine_tune_runner.hosted.track import Hosted
 from fine_tune_runner.runner import FineTuneRunner
 from fine_tune_runner.workflow.engine import Event
 from tests.contract.openai_server.misbehave import Fault
-from tests.contract.openai_server.server import KEY, ContractServer, serving
+from tests.contract.openai_server.server import KEY, ContractServer
 from tests.hosted.world import BASE, HostedRun, Time, make_settings, write_client
 
 TODAY = date(2026, 11, 22)
-
-
-@pytest.fixture
-def server() -> Iterator[ContractServer]:
-    with serving() as running:
-        yield running
 
 
 @dataclass

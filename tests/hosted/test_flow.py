@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx2
@@ -12,7 +12,7 @@ import pytest
 from fine_tune_runner.errors import DataError, Interrupted, PolicyError, RunError, ServingError
 from fine_tune_runner.types import Decoding, Message, Model, Prompt
 from fine_tune_runner.workflow.engine import Event
-from tests.contract.openai_server.server import KEY, ContractServer, serving
+from tests.contract.openai_server.server import KEY, ContractServer
 from tests.hosted.world import BASE, HostedRun, make_settings, write_client
 
 
@@ -27,19 +27,6 @@ class Watched(httpx2.HTTPTransport):
         request.read()
         self._look(request)
         return super().handle_request(request)
-
-
-@pytest.fixture
-def server() -> Iterator[ContractServer]:
-    with serving() as running:
-        yield running
-        assert running.wrong == []
-
-
-@pytest.fixture
-def hosted(tmp_path: Path, server: ContractServer) -> HostedRun:
-    write_client(tmp_path / "data")
-    return HostedRun(make_settings(tmp_path / "data", server.url, KEY))
 
 
 def test_a_run_ends_with_a_registered_model(hosted: HostedRun, server: ContractServer) -> None:

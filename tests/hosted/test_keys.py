@@ -6,23 +6,16 @@ import os
 import subprocess
 import sys
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from fine_tune_runner.errors import ProviderError
 from tests.contract.openai_server.misbehave import Fault
-from tests.contract.openai_server.server import KEY, ContractServer, serving
+from tests.contract.openai_server.server import KEY, ContractServer
 from tests.hosted.world import HostedRun, make_settings, write_client
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def server() -> Iterator[ContractServer]:
-    with serving() as running:
-        yield running
 
 
 def everything(data_dir: Path) -> bytes:

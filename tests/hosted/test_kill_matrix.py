@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
 from multiprocessing import get_context
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
@@ -14,7 +13,7 @@ import openai
 import pytest
 
 from tests.contract.openai_server.misbehave import Fault
-from tests.contract.openai_server.server import KEY, ContractServer, serving
+from tests.contract.openai_server.server import KEY, ContractServer
 from tests.hosted import world
 from tests.hosted.world import HostedRun, make_settings, write_client
 
@@ -29,13 +28,6 @@ def processes() -> ForkServerContext:
     context = get_context("forkserver")
     context.set_forkserver_preload(["fine_tune_runner.hosted.wire", "tests.hosted.world"])
     return context
-
-
-@pytest.fixture
-def server() -> Iterator[ContractServer]:
-    with serving() as running:
-        yield running
-        assert running.wrong == []
 
 
 @pytest.fixture

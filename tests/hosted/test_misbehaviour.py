@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,7 +23,7 @@ from tests.contract.openai_server.misbehave import (
     with_status,
     without,
 )
-from tests.contract.openai_server.server import KEY, ContractServer, serving
+from tests.contract.openai_server.server import KEY, ContractServer
 from tests.hosted.world import HostedRun, make_settings, write_client
 
 JOBS = "/fine_tuning/jobs"
@@ -34,19 +34,6 @@ MODERATION = {
     "many examples violated our usage policies.",
     "param": "training_file",
 }
-
-
-@pytest.fixture
-def server() -> Iterator[ContractServer]:
-    with serving() as running:
-        yield running
-        assert running.wrong == []
-
-
-@pytest.fixture
-def hosted(tmp_path: Path, server: ContractServer) -> HostedRun:
-    write_client(tmp_path / "data")
-    return HostedRun(make_settings(tmp_path / "data", server.url, KEY))
 
 
 def one_line(error: RunnerError) -> str:

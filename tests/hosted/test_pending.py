@@ -2,28 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
 from fine_tune_runner.errors import Interrupted, ProviderError
 from fine_tune_runner.workflow.engine import Event
-from tests.contract.openai_server.misbehave import Fault
-from tests.contract.openai_server.server import KEY, ContractServer, serving
-from tests.hosted.world import HostedRun, make_settings, write_client
-
-
-@pytest.fixture
-def server() -> Iterator[ContractServer]:
-    with serving() as running:
-        yield running
-
-
-@pytest.fixture
-def hosted(tmp_path: Path, server: ContractServer) -> HostedRun:
-    write_client(tmp_path)
-    return HostedRun(make_settings(tmp_path, server.url, KEY))
+from tests.contract.openai_server.misbehave import Bend, Fault
+from tests.contract.openai_server.server import ContractServer
+from tests.hosted.world import HostedRun
 
 
 def cut_off(hosted: HostedRun, server: ContractServer) -> None:
@@ -38,9 +23,9 @@ def cut_off(hosted: HostedRun, server: ContractServer) -> None:
         HostedRun(hosted.settings, listener=press).start()
 
 
-def end(server: ContractServer, status: str) -> None:
-    for job in server.account.jobs.values():
-        job.public["status"] = status
+def say(server: ContractServer, status: str) -> None:
+    """Let the provider say that of every job."""
+    server.bends[:] = [Bend("GET", "/fine_tuning/jobs/.*", lambda job: job | {"status": status})]
 
 
 def test_nothing_is_pending_of_a_run_that_sent_nothing(hosted: HostedRun) -> None:
@@ -54,7 +39,7 @@ def test_a_job_that_runs_is_pending_until_the_provider_says_that_it_is_over(
     (job_id,) = server.account.jobs
     assert hosted.track.pending(hosted.run()) == f'its job {job_id} is "running" at OpenAI'
     for status, going in (("paused", True), ("cancelling", True), ("failed", False), ("succeeded", False)):
-        end(server, status)
+        say(server, status)
         assert (hosted.track.pending(hosted.run()) is not None) is going, status
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,8 @@ from fine_tune_runner.hosted.place import Place, place_of
 from fine_tune_runner.hosted.track import Hosted
 from fine_tune_runner.settings import ClientConfig, load_client
 from fine_tune_runner.types import Decoding, Message, Model, Prompt
-from tests.contract.openai_server.server import KEY, ContractServer, serving
+from tests.contract.openai_server.server import KEY, ContractServer
 from tests.hosted.world import HostedRun, make_settings, write_client
-
-
-@pytest.fixture
-def server() -> Iterator[ContractServer]:
-    with serving() as running:
-        yield running
 
 
 class Listening(httpx2.BaseTransport):

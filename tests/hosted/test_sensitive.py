@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
@@ -14,31 +12,17 @@ from click.testing import CliRunner
 from fine_tune_runner import doctor, status
 from fine_tune_runner.cli import fine_tune
 from fine_tune_runner.erasure import forget
-from fine_tune_runner.errors import Interrupted, PolicyError
+from fine_tune_runner.errors import PolicyError
 from fine_tune_runner.hosted.track import Hosted
 from fine_tune_runner.runner import FineTuneRunner
 from fine_tune_runner.types import Decoding, Message
-from fine_tune_runner.workflow.engine import Event
-from tests.contract.openai_server.server import KEY, ContractServer, serving
-from tests.hosted.test_checkup import TODAY, put_into_service
-from tests.hosted.world import HostedRun, Time, make_settings, write_client
+from tests.contract.openai_server.server import KEY, ContractServer
+from tests.hosted.test_checkup import House, put_into_service
+from tests.hosted.world import make_settings, write_client
 
 
-@pytest.fixture
-def server() -> Iterator[ContractServer]:
-    with serving() as running:
-        yield running
-
-
-@dataclass
-class House:
+class Turned(House):
     """The client `hre`, hosted once, and sensitive from `turn` on."""
-
-    data_dir: Path
-    server: ContractServer
-
-    def run(self, **words: Any) -> HostedRun:
-        return HostedRun(make_settings(self.data_dir, self.server.url, KEY), **words)
 
     def runner(self) -> FineTuneRunner:
         return FineTuneRunner(make_settings(self.data_dir, self.server.url, KEY), who="anna")
@@ -48,35 +32,15 @@ class House:
         (self.data_dir / "hre" / "config.json").write_bytes(msgspec.json.encode(config))
         self.server.seen.clear()
 
-    def look(self) -> doctor.Checkup:
-        time = Time()
-        return doctor.examine(
-            self.runner(),
-            TODAY,
-            lambda text: None,
-            lambda settings, client: Hosted(settings, client, clock=time, sleep=time.sleep),
-        )
-
-    def cut_off(self) -> HostedRun:
-        def press(event: Event) -> None:
-            if event.event == "job status":
-                raise KeyboardInterrupt
-
-        self.server.account.script = ("running",)
-        run = self.run(listener=press)
-        with pytest.raises(Interrupted):
-            run.start()
-        return run
-
     def sent_text(self) -> list[str]:
         """Requests that could have carried more than ids."""
         return [s for s in self.server.seen if s.startswith("POST") and not s.endswith("/cancel")]
 
 
 @pytest.fixture
-def house(tmp_path: Path, server: ContractServer) -> House:
+def house(tmp_path: Path, server: ContractServer) -> Turned:
     write_client(tmp_path)
-    return House(tmp_path, server)
+    return Turned(tmp_path, server)
 
 
 def chat(hosted: Hosted) -> None:
@@ -95,13 +59,15 @@ def create(hosted: Hosted) -> None:
 
 
 @pytest.mark.parametrize("call", [chat, upload, create])
-def test_a_connection_for_ids_lets_nothing_else_through(house: House, call: Callable[[Hosted], None]) -> None:
+def test_a_connection_for_ids_lets_nothing_else_through(
+    house: Turned, call: Callable[[Hosted], None]
+) -> None:
     with pytest.raises(PolicyError, match="this connection carries ids only"):
         call(house.run().track)
     assert house.server.seen == []
 
 
-def test_no_other_connection_is_opened_for_a_sensitive_client(house: House) -> None:
+def test_no_other_connection_is_opened_for_a_sensitive_client(house: Turned) -> None:
     house.turn()
     hosted = house.run().track
     for errand in ("train", "answer"):
@@ -109,7 +75,7 @@ def test_no_other_connection_is_opened_for_a_sensitive_client(house: House) -> N
             hosted.connect(errand)  # type: ignore[arg-type]
 
 
-def test_its_job_can_be_cancelled(house: House) -> None:
+def test_its_job_can_be_cancelled(house: Turned) -> None:
     run_id = house.cut_off().run().run_id
     house.turn()
     said = house.runner().cancel(run_id)
@@ -119,7 +85,7 @@ def test_its_job_can_be_cancelled(house: House) -> None:
     assert (house.server.training_files, house.sent_text()) == ([], [])
 
 
-def test_it_can_be_forgotten(house: House) -> None:
+def test_it_can_be_forgotten(house: Turned) -> None:
     model = house.run().start()
     house.turn()
     assert forget(house.runner(), "hre").elsewhere == (model.model_id,)
@@ -127,7 +93,7 @@ def test_it_can_be_forgotten(house: House) -> None:
     assert model.model_id not in [listed["id"] for listed in house.server.account.models()]
 
 
-def test_doctor_offers_what_it_left_and_deletes_it(house: House) -> None:
+def test_doctor_offers_what_it_left_and_deletes_it(house: Turned) -> None:
     model = house.run().start()
     lost = house.server.account.add_file("hre-v3-a-1a2b3c4d-9.jsonl", "fine-tune", b"{}")
     house.turn()
@@ -142,7 +108,7 @@ def test_doctor_offers_what_it_left_and_deletes_it(house: House) -> None:
     assert (house.look().strays, house.look().warnings, house.sent_text()) == ([], [], [])
 
 
-def test_a_job_of_it_is_watched_by_nobody_and_can_only_be_deleted(house: House) -> None:
+def test_a_job_of_it_is_watched_by_nobody_and_can_only_be_deleted(house: Turned) -> None:
     run = house.cut_off()
     house.turn()
     (stray,) = house.look().strays
@@ -152,7 +118,7 @@ def test_a_job_of_it_is_watched_by_nobody_and_can_only_be_deleted(house: House) 
     assert [job.public["status"] for job in house.server.account.jobs.values()] == ["cancelled"]
 
 
-def test_doctor_and_status_warn_while_its_hosted_version_is_in_service(house: House) -> None:
+def test_doctor_and_status_warn_while_its_hosted_version_is_in_service(house: Turned) -> None:
     run = house.run()
     run.start()
     put_into_service(run)
@@ -171,7 +137,7 @@ def test_doctor_and_status_warn_while_its_hosted_version_is_in_service(house: Ho
     assert house.server.seen == []
 
 
-def test_the_commands_say_it_and_doctor_exits_1(house: House) -> None:
+def test_the_commands_say_it_and_doctor_exits_1(house: Turned) -> None:
     run = house.run()
     run.start()
     put_into_service(run)
