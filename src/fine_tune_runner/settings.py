@@ -58,7 +58,8 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     seed: int = 0
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of the frozen base; adapters are float32
+    # Of the frozen base ("nf4": 4 bits, needs bitsandbytes); adapters are float32.
+    dtype: Literal["auto", "float32", "bfloat16", "nf4"] = "auto"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     threads: int | None = None  # None: all cores
     checkpoint_every: int = 10  # optimizer steps between checkpoints

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fine_tune_runner.errors import MissingModel, TrainingError
+from fine_tune_runner.private.four_bit import Packed, pack
 from fine_tune_runner.private.lora import Adapter, Lora, linear
 
 # attend(q_NHD, k_NKD, v_NKD) -> [M, H * D]
@@ -63,11 +64,11 @@ class Layer:
     """Frozen weights of one layer; linears that read the same input are stacked as lora.GROUPS says."""
 
     input_norm: Tensor
-    qkv: Tensor
-    o: Tensor
+    qkv: Tensor | Packed
+    o: Tensor | Packed
     post_norm: Tensor
-    gate_up: Tensor
-    down: Tensor
+    gate_up: Tensor | Packed
+    down: Tensor | Packed
 
 
 @dataclass(frozen=True)
@@ -150,9 +151,13 @@ def _unknown(raw: dict[str, Any], rope: dict[str, Any]) -> list[str]:
 
 
 def load_llama(
-    folder: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    folder: Path,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    four_bit: bool = False,
 ) -> Llama:
-    """Load a base, frozen, from `folder`/*.safetensors.
+    """Load a base, frozen, from `folder`/*.safetensors; with `four_bit` its linears in NF4, used as `dtype`.
 
     Raises MissingModel where the folder has no weights, TrainingError where a tensor is missing or the config
     is not Llama's.
@@ -164,13 +169,16 @@ def load_llama(
         def stack(*modules: str) -> Tensor:
             return torch.cat([take(f"model.layers.{index}.{module}.weight") for module in modules])
 
+        def frozen(*modules: str) -> Tensor | Packed:
+            return pack(stack(*modules)) if four_bit else stack(*modules)
+
         return Layer(
             input_norm=stack("input_layernorm"),
-            qkv=stack("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-            o=stack("self_attn.o_proj"),
+            qkv=frozen("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+            o=frozen("self_attn.o_proj"),
             post_norm=stack("post_attention_layernorm"),
-            gate_up=stack("mlp.gate_proj", "mlp.up_proj"),
-            down=stack("mlp.down_proj"),
+            gate_up=frozen("mlp.gate_proj", "mlp.up_proj"),
+            down=frozen("mlp.down_proj"),
         )
 
     embed = take("model.embed_tokens.weight")

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fine_tune_runner.errors import TrainingError
+from fine_tune_runner.private.four_bit import Packed, dense
 
 # Linears that read the same input, in the order in which their outputs are stacked.
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -115,14 +116,14 @@ def new_adapter(
     return Adapter(rank=rank, alpha=alpha, layers=layers)
 
 
-def linear(x_NI: Tensor, weight_OI: Tensor, loras: Sequence[tuple[int, Lora]]) -> Tensor:
+def linear(x_NI: Tensor, weight_OI: Tensor | Packed, loras: Sequence[tuple[int, Lora]]) -> Tensor:
     """[N, out]: the frozen linear, plus low-rank updates, each for its number of rows, in order.
 
     `loras` is empty, or covers all rows. No operation adds up over the rows of two of them. In the dtype of
     `x_NI`.
     """
     if not loras:
-        return functional.linear(x_NI, weight_OI)
+        return functional.linear(x_NI, dense(weight_OI))
     layout = [(rows, len(lora.b), lora.scale) for rows, lora in loras]
     tensors = [t.to(x_NI.dtype) for _, lora in loras for t in (lora.a, *lora.b)]
     result: Tensor = _LoraLinear.apply(x_NI, weight_OI, layout, *tensors)  # type: ignore[no-untyped-call]
@@ -137,26 +138,26 @@ class _LoraLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, layout: list[tuple[int, int, float]], *tensors: Tensor
+        ctx: Any, x: Tensor, weight: Tensor | Packed, layout: list[tuple[int, int, float]], *tensors: Tensor
     ) -> Tensor:
-        y = x @ weight.T
+        y = x @ dense(weight).T
         lows = []
         for (_, _, scale), xs, ys, a, b in _by_adapter(layout, tensors, x, y):
             z = xs @ a.T
             for part, zi, bi in _parts(ys, z, b):
                 part.addmm_(zi, bi.T, alpha=scale)
             lows.append(z)
-        ctx.save_for_backward(x, weight, *lows, *tensors)
-        ctx.layout = layout
+        ctx.save_for_backward(x, *lows, *tensors)
+        ctx.weight, ctx.layout = weight, layout
         return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         layout = ctx.layout
-        x, weight, *rest = ctx.saved_tensors
+        x, *rest = ctx.saved_tensors
         lows, tensors = rest[: len(layout)], rest[len(layout) :]
         dy = grads[0]
-        dx = dy @ weight if ctx.needs_input_grad[0] else None
+        dx = dy @ dense(ctx.weight) if ctx.needs_input_grad[0] else None
         given: list[Tensor] = []
         for place, ((_, _, scale), xs, dys, a, b) in enumerate(_by_adapter(layout, tensors, x, dy)):
             z, dz, db = lows[place], torch.empty_like(lows[place]), []

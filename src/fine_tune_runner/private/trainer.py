@@ -92,8 +92,11 @@ def choose_device(training: TrainingConfig) -> torch.device:
 
 
 def choose_dtype(training: TrainingConfig, device: torch.device) -> torch.dtype:
-    """`training.dtype`, or bfloat16 where the hardware multiplies it natively, else float32."""
-    if training.dtype != "auto":
+    """`training.dtype`, or bfloat16 where the hardware multiplies it natively, else float32.
+
+    With "nf4" it is what the 4-bit weights are decoded to.
+    """
+    if training.dtype in ("float32", "bfloat16"):
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[training.dtype]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
@@ -120,7 +123,7 @@ def train_adapters(
     torch.manual_seed(training.seed)
     device = choose_device(training)
     dtype = choose_dtype(training, device)
-    model = load_llama(Path(specs[0].base_dir), device=device, dtype=dtype)
+    model = load_llama(Path(specs[0].base_dir), device=device, dtype=dtype, four_bit=training.dtype == "nf4")
     results: dict[int, TrainingSummary | RunnerError] = {}
     sittings: dict[int, tuple[Learner, Corpus, Trunk]] = {}
     for place, spec in enumerate(specs):
@@ -177,7 +180,7 @@ def _end(spec: TrainSpec, learner: Learner, corpus: Corpus, model: Llama) -> Tra
     settings = msgspec.to_builtins(training) | {
         "layers": _trained_layers(training, model),
         "device": model.device.type,
-        "dtype": str(model.embed.dtype).removeprefix("torch."),
+        "dtype": "nf4" if spec.training.dtype == "nf4" else str(model.embed.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "prefix_tokens": corpus.prefix,
         "rows": len(corpus.chats),
