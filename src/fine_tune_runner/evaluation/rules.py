@@ -25,6 +25,11 @@ Kind = Literal[
     "fix_step",
     "denier",
     "denied_after",
+    "looked",
+    "open",
+    "refusal",
+    "acquits",
+    "now",
 ]
 
 # (kind, what it is for, patterns)
@@ -83,7 +88,8 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
             r"\b(?:not|never) (?:\w+ )?(?:sure|certain|clear|confirmed|proven|known|enough)\b",
             r"\b(?:unclear|uncertain|unsure|unknown|unconfirmed|undecided|hard to (?:say|tell)|"
             r"difficult to (?:say|tell)|cannot tell|depends)\b",
-            r"\b(?:can|could|may|might) (?:also |sometimes |often )?(?:be|have|come|cause|lead|result|"
+            r"(?<!\bi )\b(?:can|could|may|might) (?:also |sometimes |often )?(?:be|have|come|cause|"
+            r"lead|result|"
             r"explain)\b",
             r"\b(?:consistent|compatible|in line|in keeping) with\b",
             r"\b(?:can|could|did|have|has|was|is|am|are) (?:not|n't) (?:yet |be |been |fully |able to )*"
@@ -92,7 +98,7 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
             r"educated|tentative\w*|provisional\w*|preliminary|"
             r"working assumption|"
             r"for now|pending|remains to be|yet to be|confidence|percent sure|% sure)\b",
-            r"\bi (?:would )?(?:think|believe|assume|imagine|suppose|wonder)\b",
+            r"\bi (?:would )?(?:think|believe|assume|imagine|suppose|wonder)\b(?! i\b)",
             r"\b(?:if|unless|whether|assuming|provided|in case|should it|either|or else|would|vielleicht|"
             r"möglicherweise|wahrscheinlich|quizás|peut-être|probablemente|vermutlich|misschien)\b",
             r"\bpoints? (?:to|at|towards?) (?:either|several|more than)\b",
@@ -112,9 +118,12 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
             r"\b(?:sa(?:y|ys|id)|wr(?:ite|ites|ote)|claim\w*|think\w*|thought|believ\w+|suspect\w*|assum\w+|"
             r"suggest\w*|blam\w+|told|tell\w*|report(?:s|ed)?|mention\w*|describ\w+|insist\w*|argu\w+|"
             r"guess\w*|"
-            r"point(?:s|ed) (?:to|at)|diagnos\w+|expect\w*|found|post(?:s|ed)|answer(?:s|ed)|swear\w*|"
+            r"point(?:s|ed) (?:to|at)|diagnos\w+|expect\w*|found|post(?:s|ed)|answer(?:s|ed) that|swear\w*|"
             r"consider\w*|call(?:s|ed) (?:it|this)|named|conclud\w+|fear\w*|"
-            r"worr\w+|ask\w*|stat(?:e|es|ed)|not(?:e|es|ed))\b",
+            r"worr\w+|ask\w*|stat(?:e|es|ed)|not(?:e|es|ed)|convinced|certain|sure|adamant|positive that|"
+            r"swore|maintain\w*|parle|spricht|nennt|habla)\b",
+            r"\b(?:i|we) (?:\w+ )?(?:said|wrote|told|thought|assumed|suspected|believed|blamed|named|"
+            r"(?:would|'d) (?:\w+ )?(?:have )?(?:said|say|think|thought|blamed|guessed))\b",
             r"\b(?:your|their|his|her|the client's|the agency's) "
             r"(?:\w+ )?(?:guess|suspicion|theory|idea|assumption|hunch|diagnosis|claim|fear|belief)\b",
             r"\b(?:according to|in the (?:words|opinion) of|as (?:you|they|the client) (?:put|say|said))\b",
@@ -152,13 +161,17 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
             r"months? ago|weeks? ago|used to|"
             r"another (?:client|account|shop|site|store)|other (?:clients?|accounts?|shops?|sites?|stores?)|"
             r"(?:old|previous|former|earlier|sister|staging|test|second|demo) "
-            r"(?:client|account|shop|site|store|container|property|theme|version|setup|agency|domain|"
+            r"(?:client|account|shop|site|store|container|property|theme|version|setup|domain|"
             r"project)|"
             r"different (?:client|account|shop|site|store)|in (?:january|february|march|april|june|july|"
             r"august|"
             r"september|october|november|december)|already (?:been )?(?:fixed|solved|resolved|repaired|"
             r"corrected)|"
             r"in v\d+)\b",
+            r"\b(?:was|were) (?:our|my|the|their) (?:\w+ )?(?:verdict|finding|diagnosis|answer|conclusion)\b",
+            r"\b(?:last|from|of|in) (?:the )?(?:spring|summer|autumn|winter|january|february|march|"
+            r"april|june|"
+            r"july|august|september|october|november|december)\b",
         ),
     ),
     (
@@ -200,7 +213,10 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
             r"\b(?:checked again|looked again|double-checked and)\b",
             r"\b(?:everyone|everybody|they|you|he|she|both) (?:is|are|was|were) (?:all |both )?(?:wrong|"
             r"mistaken)\b",
-            r"\b(?:scratch that|on second thoughts?|i was wrong|i stand corrected|correction|no, wait|"
+            r"\b(?:(?:i|we) (?:withdraw|retract|take (?:that|it|this) back)|(?:another|a different) "
+            r"(?:story|matter)|not what (?:happens|happened|i see|we see|the (?:data|logs?) (?:say|"
+            r"show)\w*)|scrap that|"
+            r"scratch that|on second thoughts?|i was wrong|i stand corrected|correction|no, wait|"
             r"wait, no|"
             r"strike that|forget that|take that back|disregard)\b",
             r"\b(?:that|this|it|which|the above|this diagnosis|that diagnosis|this answer|this statement|"
@@ -227,7 +243,7 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
             r"todo|"
             r"recommendations?|verification|verify|prevention|how to fix|what to do|fix it|fix this|lösung|"
             r"solución|behebung|correction steps|correctif|oplossing)(?: (?:it|this|now|next|steps))?\s*"
-            r"(?::|$|\s-\s|\u2013|\u2014|\bis\b)",
+            r"(?:[:.]|$|\s-\s|\u2013|\u2014|\bis\b)",
             r"^(?:to|in order to) (?:fix|solve|repair|correct|resolve|remedy|verify|confirm|prevent)\b",
         ),
     ),
@@ -237,7 +253,7 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
         (
             r"^(?:\d+[.)] |then |next,? |first,? |finally,? |please |so |now )*"
             r"(?:add|remove|publish|set|keep|create|move|call|use|check|make|ensure|verify|send|push|disable|"
-            r"enable|install|delete|drop|pass|map|load|trigger|guard|register|list|configure|connect|exclude|"
+            r"enable|install|delete|drop|pass|map|load|guard|register|list|configure|connect|exclude|"
             r"renew|replace|update|open|go to|test|compute|normali[sz]e|hash|forward|generate|correct|"
             r"rule out|"
             r"compare|look|confirm|wait|inspect|have|let|try|change|reinstall|switch|start|stop|"
@@ -268,7 +284,82 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
             r"(?:a )?red herring|off the table|irrelevant|unrelated|fine|healthy|intact|in order|"
             r"all right|ok|okay|"
             r"correct|correctly|working|false|wrong|a myth|impossible|out of the question|"
-            r"a false lead)\b(?! id| label)",
+            r"a false lead|listed|connected|in place|out)\b(?! id| label|dated)",
+        ),
+    ),
+    (
+        "looked",
+        "names a cause as what was examined",
+        (
+            r"\b(?:check(?:ed|ing|s)?|look(?:ed|ing)? (?:at|for|into)|test(?:ed|ing)? for|search(?:ed|"
+            r"ing)? for|"
+            r"\b(?:i|we) (?:have |'ve |also |just |then |already )*"
+            r"(?!traced|confirmed|identified|located|pinned|concluded|established|noticed|discovered)\w+ed\b|"
+            r"start(?:ed|ing)? (?:from|with|at)|examin\w+|investigat\w+|consider\w*|began with|think of|"
+            r"thought of|forget(?: about)?|asked (?:for|about)|question is|suspect|idea of|talk of)\b",
+        ),
+    ),
+    (
+        "open",
+        "leaves the verdict open, whatever else is said",
+        (
+            r"\b(?:take your pick|on my list|each would do|all of (?:them|these) fit|either of them|"
+            r"(?:one|which) of the (?:two|three)|in (?:this|that|the following) order|candidates?\b)",
+            r"\b(?:i|we) (?:do n't|do not|can n't|can not|could n't|could not) (?:yet )?"
+            r"(?:know|decide|say|tell)\b",
+            r"\bhave (?:all|both) (?:\w+ )?checked\b",
+            r"\band/or\b",
+            r"\b(?:(?:half|thirds?|quarters?|part|most|rest) of me|the other (?:half|third|part))\b",
+            r"\bboth (?:are (?:wrong|true|at)|of (?:them|these)|contribute|play|matter|apply|lower|faults?|"
+            r"problems?|causes)\b|\beach (?:of (?:them|these|which) )?(?:lowers?|contributes?|adds?|causes?|"
+            r"does its|plays?)\b",
+            r"^(?!if\b|had\b|were\b)[^;]*\b(?:i|we) (?:would|need to|have to|want to) (?:first )?"
+            r"(?:need|like to|want|check|look|test|start|see)\b|"
+            r"^(?!if\b|had\b|were\b)[^;]*\b(?:i'd|we'd) (?:first )?(?:need|like to|want|check|look|"
+            r"test|start)\b",
+            r"\b(?:please send|send me|tell me|let me know|get back to me|could you)\b",
+            r"\b(?:at a loss|still searching|still looking|no idea)\b",
+            r"\b(?:cause|reason|origin|verdict|diagnosis)\b[^,;.]{0,20}\b(?:unknown|unclear|open|undecided|"
+            r"not (?:yet )?(?:known|clear|certain))\b",
+            r"\b\d+ ?%? (?:%|percent) on\b",
+        ),
+    ),
+    (
+        "now",
+        "turns from what was to what is",
+        (
+            r"^(?:but |and )?(?:now|today|these days|currently|nowadays|at present|this time|"
+            r"meanwhile|since then|"
+            r"by now)\b",
+        ),
+    ),
+    (
+        "acquits",
+        "says of what stands before it that it is not the cause",
+        (
+            r"\b(?:(?:can|could) (?:not|n't) be|(?:is|was) ?(?:not|n't)|never was|not) (?:the|a|our|your) "
+            r"(?:\w+ )?(?:cause|reason|problem|culprit|explanation|issue)\b",
+            r"\b(?:can|could|has|have|does|do|is|are|was|were) ?(?:not|n't|nothing) (?:be |to )?"
+            r"(?:blame|it\b|do with|explain|account for|responsible|involved|at fault|guilty)",
+            r"\b(?:is|was|are|were) (?:innocent|off the hook|not guilty|cleared|ruled out|excluded)\b",
+        ),
+    ),
+    (
+        "refusal",
+        "says of something unnamed that it is not so",
+        (
+            r"(?:^|[,;:.] |\b(?:so|and|but|though) )(?:this|that|it) (?:is|was|does|did|has|can|could) ?"
+            r"(?:n't|not)(?: [\w'-]+){0,2}\s*(?:$|[,;:.])",
+            r"\b(?:can|could) (?:not|n't) (?:be|have been) (?:the|it|this|that|why|what|to blame)\b",
+            r"\b(?:not|n't) (?:the|a|our|your|this) (?:\w+ )?(?:cause|reason|problem|culprit|"
+            r"explanation|issue)\b",
+            r"\b(?:neither|none) (?:of \w+ )?(?:applies|is|are|was|holds|fits)\b",
+            r"^(?:no|nope|not so|hmm|wrong|false)\s*[,.!:;\u2013\u2014]",
+            r"\b(?:so|therefore|hence|thus),? (?:no|not)\s*(?:$|[.,;:])",
+            r"\b(?:put|set|leave|left|lay|laid) (?:that|it|this) (?:aside|behind|out)\b",
+            r"\b(?:close|closed|tick|ticked|cross|crossed) (?:that|it|this)\b",
+            r"\b(?:move|moved|moving) on\b",
+            r"\b(?:nope|disagree|not here|not today|not any more|no longer)\b",
         ),
     ),
 )
@@ -284,6 +375,36 @@ POINTS_BACK = re.compile(
     r"sole |only |underlying )*(?:cause|culprit|reason|problem|explanation|diagnosis)\b|what (?:causes|"
     r"breaks)\b)"
     r"|^(?:that|this|which) (?:explains|causes|is what)\b",
+    re.I,
+)
+# What stands after a name as its verdict: "X: ruled out", a table's row, a key of YAML.
+VERDICT_NO = re.compile(
+    r"\W{0,3}\s*[:=|\u2013\u2014-]+\s*(?:\w+\s)?(?:ruled out|out|no|not|nope|false|excluded|ok|okay|"
+    r"fine|checked|healthy|"
+    r"negative|rejected|dismissed|unlikely|innocent|refuted|\u2717|\u274c)(?!\w)",
+    re.I,
+)
+VERDICT_YES = re.compile(
+    r"\W{0,3}\s*[:=|\u2013\u2014-]+\s*(?:confirmed|yes|true|broken|the culprit|found|guilty|positive|"
+    r"(?:this is |that is |that's )?the (?:root )?cause|\u2713|\u2714|\u2705)(?!\w)",
+    re.I,
+)
+# A place or platform a sentence speaks of; whether the question does too is looked up.
+OTHER_PLACE = re.compile(
+    r"\b(?:for|in|on|of|hurts?|breaks?|affects?|concerns?) (?:the|your|our|their) "
+    r"(?!this|same|whole|entire|live|main|current)((?:\w+ )(?:store|shop|market|property|site|app|"
+    r"campaigns?)|"
+    r"(?:google )?ads|meta|ga4|tiktok|pinterest|linkedin|bing|microsoft ads|facebook)"
+    r"(?: (?:tag|account|pixel|conversions?))?\b",
+    re.I,
+)
+# Doubts wherever they stand, also among the words of a name: "the linker could be missing".
+MODAL = re.compile(r"(?:can|could|may|might|would|should|perhaps|probably|possibly|likely|maybe)\b", re.I)
+# What makes the sentence about a name a definition of it.
+DEFINES = re.compile(
+    r"\s*(?:is|are) (?:an? (?!common|clear|plain|case)|when\b|what (?:you|we|one|people) (?:call|get)|"
+    r"where\b|"
+    r"the (?:name|term))|\s*(?:means|describes|refers to|occurs|happens when|arises)\b",
     re.I,
 )
 # Said with a negator, meant as a plain yes; taken out before negation is looked for.
@@ -311,7 +432,8 @@ CLAUSE = re.compile(r"[,;:()\u2013\u2014]|\s-\s|\b(?:so|which|while)\b", re.I)
 # Where it ends for a denial that comes after.
 CLAUSE_AFTER = re.compile(
     CLAUSE.pattern
-    + r"|\b(?:and|or|because|rather than|instead of|as opposed to|unlike|not (?:due|because|the|a|an|"
+    + r"|\b(?:and|or|whose|where|who|because|rather than|instead of|as opposed to|unlike|not (?:due|"
+    r"because|the|a|an|"
     r"your))\b",
     re.I,
 )

@@ -22,10 +22,12 @@ _END = re.compile(
     r"(?<!\be\.g\.)(?<!\bi\.e\.)(?<!\bvs\.)(?<!\bcf\.)(?<!\bno\.)(?<!\bapprox\.)"
     r"(?:(?<=;)|(?<=[.!?]))[\"\u201d\u2019\u00bb)\]]*\s+(?=[\"\u201c\u201e\u00ab(\[]?[^\W_])"
 )
-_OPEN, _CLOSE = '"\u201c\u201e\u00ab\u201a\u2039', '"\u201d\u201c\u00bb\u2019\u203a'
+_ENDS = (".", "!", "?")
+_OPEN, _CLOSE = '"\u201c\u201e\u00ab\u201a\u2039\u300c\u300e', '"\u201d\u201c\u00bb\u2018\u203a\u300d\u300f'
 # A quotation of four words or more is somebody's voice, unless the sentence itself leads into it.
 _QUOTE = re.compile(
-    rf"(?P<lead>(?:\b(?:is|was|that|by|to|because|of|:)\s*)?)[{_OPEN}](?P<said>[^{_OPEN}{_CLOSE}]*)[{_CLOSE}]"
+    rf"(?P<lead>(?:(?:\b(?:is|was|that|by|to|because|of|est|ist|es|è)|"
+    rf":)\s*)?)[{_OPEN}](?P<said>[^{_OPEN}{_CLOSE}]*)[{_CLOSE}]"
 )
 _SPEECH = re.compile(
     r"\b(?:sa(?:y|ys|id|ying)|wr(?:ite|ites|ote)|writ\w+|report\w*|claim\w*|ask\w*|told|tell\w*|mention\w*|"
@@ -90,10 +92,10 @@ def sentences(answer: str) -> list[Sentence]:
     found: list[Sentence] = []
     after_fix = False
     for block in blocks(answer):
-        for part in _END.split(block):
+        for part in _END.split(_without_quotes(block)):
             if len(part) > LONGEST:
                 continue
-            text = _without_quotes(part).strip()
+            text = part.strip()
             if PATTERNS["fix_heading"].match(text):
                 after_fix = True
             elif _BACK.match(text):
@@ -103,11 +105,13 @@ def sentences(answer: str) -> list[Sentence]:
     return found
 
 
-def _without_quotes(sentence: str) -> str:
+def _without_quotes(block: str) -> str:
     def keep(match: re.Match[str]) -> str:
-        spoken = _SPEECH.search(sentence[: match.start()]) is not None
+        spoken = _SPEECH.search(block[: match.start()]) is not None
         claim = PATTERNS["strong"].search(match["said"]) is not None
         own = len(match["said"].split()) < 4 or (match["lead"] and not claim)
-        return match["lead"] + (match["said"] if own and not spoken else "")
+        if own and not spoken:
+            return match["lead"] + match["said"]
+        return match["lead"] + (match["said"].strip()[-1:] if match["said"].strip().endswith(_ENDS) else "")
 
-    return _QUOTE.sub(keep, sentence)
+    return _QUOTE.sub(keep, block.replace(",,", "\u201e").replace("''", "\u201d"))

@@ -1,0 +1,299 @@
+"""What an answer says of each cause, sentence by sentence: affirmed, asserted, denied, doubted or only told.
+
+Affirmed is "the cause is X"; asserted is a plain "X". A sentence is read arm by arm ("it looks like X, but
+the cause is Y"), an answer in order, so that a later sentence may take back an earlier one. Which cause
+is right is not known here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from fine_tune_runner.evaluation.phrases import Mention, Phrases, fold, words_of
+from fine_tune_runner.evaluation.rules import (
+    AFFIRMING,
+    CLAUSE,
+    CLAUSE_AFTER,
+    CONCEDED,
+    CONSEQUENCE,
+    DEFINES,
+    DENIED_COMMIT,
+    ENDS_AT_COMMA,
+    MODAL,
+    OTHER_PLACE,
+    PATTERNS,
+    POINTS_BACK,
+    TURN,
+    VERDICT_NO,
+    VERDICT_YES,
+    Kind,
+)
+from fine_tune_runner.evaluation.sentences import Sentence, sentences
+
+UNNAMED = "(another cause)"
+_DROPS: tuple[Kind, ...] = ("hedge", "attributed", "general", "elsewhere", "echo")
+_VERDICT_WORDS = frozenset(
+    {"root", "caus", "problem", "issu", "reason", "no", "not", "so", ",", ";", ":", "(", ")"}
+)
+_TROUBLE = re.compile(r"\s*(?:problem|issue|error|fault|trouble|bug)s?\b", re.I)
+_BE = re.compile(r"\b(?:is|was|are|were|be|been|'s|ist|war|est|es|è)\s*$", re.I)
+
+
+@dataclass(slots=True)
+class Reading:
+    """What one sentence, or all so far, say of each label.
+
+    `said` and `against` hold where (sentence number) a label was last affirmed or asserted, and where it was
+    last denied; `refused`, `hedged` and `last` where anything was refused, hedged or asserted last. `plain`
+    are the arms that assert anything, `rest` those after the last name, `unnamed` the sentences that commit
+    outright to what no label names.
+    """
+
+    affirmed: dict[str, str] = field(default_factory=dict)
+    asserted: dict[str, str] = field(default_factory=dict)
+    named: dict[str, set[str]] = field(default_factory=dict)
+    doubted: set[str] = field(default_factory=set)
+    denied: set[str] = field(default_factory=set)
+    contradicted: set[str] = field(default_factory=set)
+    rivals: set[str] = field(default_factory=set)
+    commits: list[str] = field(default_factory=list)
+    plain: list[str] = field(default_factory=list)
+    rest: list[str] = field(default_factory=list)
+    unnamed: list[str] = field(default_factory=list)
+    said: dict[str, int] = field(default_factory=dict)
+    against: dict[str, int] = field(default_factory=dict)
+    strong: bool = False
+    withdrawn: bool = False
+    open: bool = False
+    refused: int = -1
+    hedged: int = -1
+    last: int = -1
+
+    def last_word_is_against(self, label: str) -> bool:
+        """Whether the label was denied after it was last affirmed or asserted."""
+        return self.against.get(label, -1) > self.said.get(label, -1)
+
+
+def read(answer: str, phrases: Phrases, asked: str = "", reference: str = "") -> Reading:
+    """All sentences in order, to the fix; a retraction takes back what was said before it.
+
+    A name made of the question's own words is told again, not asserted. A place or platform that neither
+    question nor reference speaks of is another one.
+    """
+    known = f"{asked}\n{reference}".casefold()
+    echo = {word.text for word in words_of(fold(asked))}
+    whole = Reading()
+    before = ""
+    for index, sentence in enumerate(sentences(answer)):
+        if sentence.after_fix and whole.affirmed:
+            break
+        judged = judge(sentence.text, phrases)
+        if any(m[1].casefold() not in known for m in OTHER_PLACE.finditer(sentence.text)):
+            judged = Reading(doubted={*judged.affirmed, *judged.asserted, *judged.doubted})
+        if POINTS_BACK.match(sentence.text) and not judged.affirmed and not judged.withdrawn:
+            judged = judge(f"the cause is that {before}", phrases)
+        before = sentence.text
+        for label in [label for label, words in judged.named.items() if words <= echo]:
+            del judged.asserted[label]
+        _add(whole, judged, sentence, index)
+    return whole
+
+
+def _add(whole: Reading, judged: Reading, sentence: Sentence, index: int) -> None:
+    text = sentence.text
+    if judged.withdrawn:
+        whole.affirmed.clear()
+        whole.asserted.clear()
+        whole.commits.clear()
+        whole.plain.clear()
+        whole.withdrawn = True
+    whole.doubted |= judged.doubted
+    whole.open |= PATTERNS["open"].search(text) is not None
+    whole.denied |= judged.denied
+    whole.against |= dict.fromkeys(judged.denied, index)
+    instruction = PATTERNS["fix_step"].search(text) and not judged.strong
+    if PATTERNS["hedge"].search(text) and not (judged.affirmed or judged.asserted or instruction):
+        whole.hedged = index
+    if PATTERNS["refusal"].search(text) and not judged.affirmed:
+        whole.refused = index
+    whole.against |= dict.fromkeys(_acquitted(text, whole.affirmed), index)
+    if instruction or (sentence.after_fix and not judged.strong):
+        return
+    whole.doubted |= judged.contradicted - set(judged.affirmed) - set(judged.asserted)
+    # What was weighed before the commitment is no second answer; what comes with or after it is.
+    if whole.affirmed or judged.affirmed:
+        whole.rivals |= judged.rivals
+    if PATTERNS["plural"].search(text) and judged.strong:
+        whole.rivals.add(UNNAMED)
+    if PATTERNS["now"].search(text):
+        whole.asserted.clear()
+        whole.plain.clear()
+    whole.affirmed = judged.affirmed | whole.affirmed
+    whole.asserted = judged.asserted | whole.asserted
+    whole.said |= dict.fromkeys(judged.affirmed | judged.asserted, index)
+    whole.commits += judged.commits
+    whole.plain += judged.plain
+    whole.last = index if judged.plain else whole.last
+    whole.rest = [] if judged.affirmed or judged.asserted else whole.rest + judged.plain
+    whole.unnamed += judged.unnamed
+
+
+def _acquitted(text: str, affirmed: Mapping[str, str]) -> list[str]:
+    """Labels of which a sentence takes up a word to say that this is not the cause."""
+    verdict = PATTERNS["acquits"].search(text)
+    if verdict is None:
+        return []
+    told = {word.text for word in words_of(text[: verdict.start()])} - _VERDICT_WORDS
+    return [label for label, said in affirmed.items() if told & {word.text for word in words_of(said)}]
+
+
+def judge(sentence: str, phrases: Phrases) -> Reading:
+    """What one sentence affirms and doubts, arm by arm: "it looks like X, but the cause is Y"."""
+    text = CONCEDED.sub(_blank, AFFIRMING.sub(_blank, sentence))
+    found = Reading()
+    retract = PATTERNS["retract"].search(text)
+    start, carried = 0, False
+    for turn in (*TURN.finditer(text), None):
+        arm = text[start : turn.start() if turn else len(text)]
+        if retract and start <= retract.start() < start + len(arm):
+            found = Reading(withdrawn=True)
+            arm = arm[retract.end() - start :]
+        carried = _judge_arm(arm, phrases, found, carried, sentence)
+        start = turn.end() if turn else start
+    return found
+
+
+def _judge_arm(arm: str, phrases: Phrases, found: Reading, carried: bool, sentence: str) -> bool:
+    """Add one arm to `found`; True where it denied its commitment, which the next arm then takes up."""
+    whole = arm
+    arm = _cut_consequence(arm, phrases)
+    mentions = phrases.mentions(arm)
+    strong, commits, live = _commitments(arm, mentions)
+    if carried and mentions and len(arm[: mentions[0].start].split()) <= 3:
+        live.append(0)
+    if _dropped(arm, mentions) or sentence.rstrip("\"')").endswith("?"):
+        labels = {m.label for m in mentions}
+        found.doubted |= labels
+        if found.affirmed or PATTERNS["alternative"].search(arm):
+            found.rivals |= labels - set(found.affirmed)
+        return False
+    denied = {m for m in mentions if _denied(m, arm, mentions, live)}
+    found.denied |= {m.label for m in denied}
+    found.doubted |= found.denied
+    looked_at = PATTERNS["looked"].search(arm)
+    for mention in mentions:
+        if mention in denied:
+            continue
+        if DEFINES.match(arm[mention.end :]):
+            found.doubted.add(mention.label)
+        elif live or VERDICT_YES.match(arm[mention.end :]):
+            found.affirmed.setdefault(mention.label, sentence)
+        elif not (looked_at and looked_at.start() < mention.start):
+            found.asserted.setdefault(mention.label, sentence)
+            found.named.setdefault(mention.label, set()).update(
+                word.text for word in words_of(arm[mention.start : mention.end])
+            )
+    copular = _copular_denial(arm, live)
+    if live and not denied and not copular:
+        found.commits.append(arm.strip())
+        if strong and not mentions and not VERDICT_NO.search(arm):
+            found.unnamed.append(sentence)
+    found.contradicted |= phrases.contradicted(arm)
+    found.strong |= bool(live and strong)
+    found.plain.append(whole.strip())
+    return bool(denied or (commits and not live) or copular)
+
+
+def _commitments(arm: str, mentions: list[Mention]) -> tuple[list[re.Match[str]], bool, list[int]]:
+    """(outright commitments, whether there is any, ends of those that nothing denies)."""
+    strong = [m for m in PATTERNS["strong"].finditer(arm) if not _inside(m.start(), m.end(), mentions)]
+    others = [m for m in PATTERNS["commit"].finditer(arm) if not _inside(m.start(), m.end(), mentions)]
+    live = [
+        m.end()
+        for m in strong + others
+        if not DENIED_COMMIT.search(arm[: m.start()])
+        and not (m in strong and _negated_clause(arm, m.start(), mentions))
+    ]
+    return strong, bool(strong or others), live
+
+
+def _denied(mention: Mention, arm: str, mentions: list[Mention], live: list[int]) -> bool:
+    """Whether a negation of the sentence (not one inside the name) reaches this mention."""
+    if VERDICT_NO.match(arm[mention.end :]):
+        return True
+    if words_of(arm[mention.start :])[0].negates and _TROUBLE.match(arm[mention.end :]):
+        return True
+    negators = [(w.start, w.end, False) for w in words_of(arm) if w.negates]
+    negators += [
+        (m.start(), m.end(), not ENDS_AT_COMMA.match(m[0])) for m in PATTERNS["denier"].finditer(arm)
+    ]
+    for start, end, lasting in negators:
+        if _inside(start, end, mentions):
+            continue
+        if end <= mention.start and not any(end < at <= mention.start for at in live):
+            copular = lasting or _copular(arm, start, live)
+            if copular or not CLAUSE.search(arm[end : mention.start]):
+                return True
+        if start >= mention.end and not lasting:
+            between = arm[mention.end : start]
+            resumed = any(mention.end < at <= start for at in live) and arm[end:].strip(" .,;:!)") != ""
+            if not resumed and not CLAUSE_AFTER.search(between) and not ENDS_AT_COMMA.match(arm[start:end]):
+                return True
+    tail = CLAUSE_AFTER.split(arm[mention.end :], maxsplit=1)[0]
+    return PATTERNS["denied_after"].search(tail) is not None
+
+
+def _negated_clause(arm: str, end: int, mentions: list[Mention]) -> bool:
+    """Whether a negator stands before `end` in the same clause: "by no stretch is the root cause"."""
+    start = max((m.end() for m in CLAUSE_AFTER.finditer(arm, 0, end)), default=0)
+    return any(
+        w.negates and start <= w.start < end and not _inside(w.start, w.end, mentions) for w in words_of(arm)
+    )
+
+
+def _copular(arm: str, start: int, live: list[int]) -> bool:
+    """Whether the negator at `start` denies the commitment itself: "the root cause is not"."""
+    before = arm[:start]
+    return _BE.search(before) is not None and any(at <= start and at > start - 40 for at in live)
+
+
+def _copular_denial(arm: str, live: list[int]) -> bool:
+    return any(w.negates and _copular(arm, w.start, live) for w in words_of(arm))
+
+
+def _cut_consequence(arm: str, phrases: Phrases) -> str:
+    named = phrases.mentions(arm)
+    earliest = named[0].end if named else 0
+    if not named:
+        commit = PATTERNS["strong"].search(arm) or PATTERNS["commit"].search(arm)
+        earliest = commit.end() + 12 if commit else len(arm)
+    cut = CONSEQUENCE.search(arm, earliest)
+    return arm[: cut.start()] if cut else arm
+
+
+def _dropped(arm: str, mentions: list[Mention]) -> bool:
+    return any(
+        MODAL.match(m[0]) or not _inside(m.start(), m.end(), mentions)
+        for kind in _DROPS
+        for m in PATTERNS[kind].finditer(arm)
+    )
+
+
+def dropped(text: str, phrases: Phrases) -> bool:
+    """Whether a hedge, another's voice, another time or the like keeps a text from committing."""
+    return _dropped(text, phrases.mentions(text))
+
+
+def denies(text: str) -> bool:
+    """Whether a folded text denies anything at all."""
+    return any(w.negates for w in words_of(text)) or PATTERNS["denier"].search(text) is not None
+
+
+def _inside(start: int, end: int, mentions: list[Mention]) -> bool:
+    return any(m.start <= start and end <= m.end for m in mentions)
+
+
+def _blank(match: re.Match[str]) -> str:
+    return " " * len(match[0])
