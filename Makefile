@@ -3,14 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check docs learn fetch clean
+.PHONY: demo test check docs learn fetch packages clean
 
 demo: fetch
 	$(BIN)/fine-tune demo
 
 # Two workers of one thread each: threads that share a core wait for each other many times longer.
 test: export OMP_NUM_THREADS = 1
-test: check fetch
+test: packages check fetch
 	$(BIN)/python -m pytest -n 2
 
 check: $(VENV)/installed
@@ -34,6 +34,10 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q -c constraints.txt torch
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[alerts,local,mlx,postgres,test]'
 	touch $@
+
+# A browser, an ssh server, a database and network namespaces for the tests; installed where this is root.
+packages:
+	.ci/packages chromium openssh-server postgresql iproute2
 
 clean:
 	rm -rf $(VENV) demo build .mypy_cache .ruff_cache .pytest_cache .hypothesis
