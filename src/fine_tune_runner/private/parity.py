@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import zip_longest
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -79,11 +79,13 @@ def check_parity(
     ours = [tokenizer.prompt(messages) for messages in prompts]
     for number, (tokens, messages) in enumerate(zip(ours, prompts, strict=True), 1):
         _check_template(tokenizer, number, tokens, rendered(messages), adds_bos)
-    gaps = [
-        gap
+    places = [
+        place
         for tokens, messages in zip(ours, prompts, strict=True)
-        for gap in _gaps(tokenizer, tokens, served(messages), local, bare)
+        for place in _led(tokenizer, tokens, served(messages), local)
     ]
+    # All of one model, then all of the other: a server that changes between them begins each prompt anew.
+    gaps = [_gaps(tokenizer, place, bare(place.tokens)) for place in places]
     compared = [difference for position in gaps for difference in position]
     if not compared:
         raise ParityError(
@@ -123,35 +125,44 @@ def _check_template(
             )
 
 
-def _gaps(
-    tokenizer: ChatTokenizer,
-    prompt: Sequence[int],
-    answer: Iterable[TokenLogprob],
-    local: NextTokens,
-    bare: NextTokens,
-) -> list[list[tuple[float, float, float]]]:
-    """|served - local|, |served - bare|, |local - bare| of each likely token at each place of an answer.
+class _Place(NamedTuple):
+    """One generated token: what the server said, what came before it, and what the local model expects."""
 
-    The local models are led along the served answer, so that a near tie at one place does not make another
-    text of the rest. Tokens are known by their bytes, since a server tells no ids.
+    said: TokenLogprob
+    tokens: tuple[int, ...]
+    expected: Mapping[int, float]
+
+
+def _led(
+    tokenizer: ChatTokenizer, prompt: Sequence[int], answer: Iterable[TokenLogprob], local: NextTokens
+) -> list[_Place]:
+    """The local model led along the served answer, so that a near tie does not make another text of the rest.
+
+    Tokens are known by their bytes, since a server tells no ids; it ends where the local model finds none.
     """
-    tokens = list(prompt)
-    gaps = []
+    tokens, places = tuple(prompt), []
     for said in answer:
-        by_id = local(tokens)
-        of_local, of_bare = (_by_bytes(tokenizer, found) for found in (by_id, bare(tokens)))
-        place = []
-        for likely in said.top_logprobs:
-            text = _bytes_of(likely)
-            # Special tokens have no bytes; what a list does not hold is at most as likely as its last entry.
-            if text:
-                there, base = (known.get(text, min(known.values())) for known in (of_local, of_bare))
-                place.append((abs(likely.logprob - there), abs(likely.logprob - base), abs(there - base)))
-        gaps.append(place)
-        found = [token for token in by_id if tokenizer.token_bytes(token) == _bytes_of(said)]
-        if not _bytes_of(said) or not found:
+        expected = local(tokens)
+        places.append(_Place(said, tokens, expected))
+        same = [token for token in expected if tokenizer.token_bytes(token) == _bytes_of(said)]
+        if not _bytes_of(said) or not same:
             break
-        tokens.append(max(found, key=lambda token: by_id[token]))
+        tokens = (*tokens, max(same, key=lambda token: expected[token]))
+    return places
+
+
+def _gaps(
+    tokenizer: ChatTokenizer, place: _Place, by_bare: Mapping[int, float]
+) -> list[tuple[float, float, float]]:
+    """|served - local|, |served - bare|, |local - bare| of each token that the server finds likely here."""
+    of_local, of_bare = (_by_bytes(tokenizer, found) for found in (place.expected, by_bare))
+    gaps = []
+    for likely in place.said.top_logprobs:
+        text = _bytes_of(likely)
+        # Special tokens have no bytes; what a list does not hold is at most as likely as its last entry.
+        if text:
+            there, base = (known.get(text, min(known.values())) for known in (of_local, of_bare))
+            gaps.append((abs(likely.logprob - there), abs(likely.logprob - base), abs(there - base)))
     return gaps
 
 
