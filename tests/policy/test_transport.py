@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import os
 import threading
@@ -111,13 +112,42 @@ def test_a_redirect_to_the_outside_is_refused(policy: EgressPolicy, port: int) -
         client.get(f"http://127.0.0.1:{port}/away")
 
 
-def test_a_proxy_of_the_environment_is_not_used(policy: EgressPolicy, port: int) -> None:
-    os.environ["HTTP_PROXY"] = "http://127.0.0.1:9"
+@contextlib.contextmanager
+def environment(**variables: str) -> Iterator[None]:
+    before = dict(os.environ)
+    os.environ.update(variables)
     try:
-        with httpx2.Client(transport=checked_transport(policy)) as client:
-            assert client.get(f"http://127.0.0.1:{port}/").status_code == 200
+        yield
     finally:
-        del os.environ["HTTP_PROXY"]
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def test_a_sensitive_client_uses_no_proxy_of_the_environment(policy: EgressPolicy, port: int) -> None:
+    with (
+        environment(HTTP_PROXY="http://127.0.0.1:9", http_proxy="http://127.0.0.1:9"),
+        httpx2.Client(transport=checked_transport(policy)) as client,
+    ):
+        assert client.get(f"http://127.0.0.1:{port}/").status_code == 200
+
+
+def test_another_client_goes_through_the_proxy_of_the_environment(port: int, record: EgressRecord) -> None:
+    proxy, policy = f"http://127.0.0.1:{port}", EgressPolicy(sensitive=False)
+    with (
+        environment(HTTP_PROXY=proxy, http_proxy=proxy, NO_PROXY="", no_proxy=""),
+        guarded(policy, record.path),
+        httpx2.Client(transport=checked_transport(policy)) as client,
+    ):
+        assert client.get("http://api.example/").headers["X-Host"] == "api.example"
+    assert [(line.host, line.port) for line in record.read()] == [("127.0.0.1", port)] * 2
+
+
+def test_no_proxy_is_respected(port: int) -> None:
+    with (
+        environment(HTTP_PROXY="http://127.0.0.1:9", http_proxy="http://127.0.0.1:9", no_proxy="127.0.0.1"),
+        httpx2.Client(transport=checked_transport(EgressPolicy(sensitive=False))) as client,
+    ):
+        assert client.get(f"http://127.0.0.1:{port}/").status_code == 200
 
 
 def test_host_port_and_bytes_are_on_record_once_a_connection(

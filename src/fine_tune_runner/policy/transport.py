@@ -1,15 +1,16 @@
 """The HTTP transport of every client of ours: it resolves, asks the policy, connects to the checked address.
 
-Host header and TLS name stay those of the URL. Each new connection is checked, that of a redirect too, and
-proxies of the environment are not used. Bytes go on the run's record.
+Host header and TLS name stay those of the URL. Each new connection is checked, that of a redirect too. A
+sensitive client's goes through no proxy. Bytes go on the run's record.
 """
 
 from __future__ import annotations
 
 import ssl
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
+from urllib.request import getproxies, proxy_bypass
 
 import httpcore2
 import httpx2
@@ -24,23 +25,52 @@ def checked_transport(
     lookup: Lookup = system_lookup,
     unix_socket: str | None = None,
     name: str = "",
-) -> httpx2.HTTPTransport:
+) -> httpx2.BaseTransport:
     """A transport for `httpx2.Client(transport=...)`, and so for the openai SDK; it raises EgressRefused.
 
     With `unix_socket` every connection goes there (a tunnel), on record under `name`. It writes to the record
     of the run in which it is made, so make it where it is used.
     """
+    options: dict[str, Any] = {
+        "ssl_context": _trusted(),
+        "max_connections": 100,
+        "max_keepalive_connections": 20,
+        "keepalive_expiry": 5.0,
+        "network_backend": _Checked(policy, lookup, name),
+    }
+    direct = _over(httpcore2.ConnectionPool(uds=unix_socket, **options))
+    if policy.sensitive or unix_socket:
+        return direct
+    found = getproxies().items()
+    proxies = {scheme: httpx2.Proxy(url) for scheme, url in found if url.startswith("http")}
+    pools = {
+        scheme: httpcore2.HTTPProxy(str(proxy.url), proxy.raw_auth, **options)
+        for scheme, proxy in proxies.items()
+    }
+    return _ByProxy(direct, {scheme: _over(pool) for scheme, pool in pools.items()})
+
+
+def _over(pool: httpcore2.ConnectionPool) -> httpx2.HTTPTransport:
+    """httpx2 passes no network backend on to its pool, so it gets one that was made with ours."""
     transport = httpx2.HTTPTransport(verify=_trusted(), trust_env=False)
-    # httpx2 passes no network backend on to its pool, so the pool is made again with ours.
-    transport._pool = httpcore2.ConnectionPool(
-        ssl_context=_trusted(),
-        max_connections=100,
-        max_keepalive_connections=20,
-        keepalive_expiry=5.0,
-        uds=unix_socket,
-        network_backend=_Checked(policy, lookup, name),
-    )
+    transport._pool = pool
     return transport
+
+
+class _ByProxy(httpx2.BaseTransport):
+    """The proxies of the environment, by scheme, for a client that may reach anything; NO_PROXY holds."""
+
+    def __init__(self, direct: httpx2.BaseTransport, proxies: Mapping[str, httpx2.BaseTransport]) -> None:
+        self._direct, self._proxies = direct, proxies
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        scheme = request.url.scheme if request.url.scheme in self._proxies else "all"
+        proxy = None if proxy_bypass(request.url.host) else self._proxies.get(scheme)
+        return (proxy or self._direct).handle_request(request)
+
+    def close(self) -> None:
+        for transport in (self._direct, *self._proxies.values()):
+            transport.close()
 
 
 @cache
