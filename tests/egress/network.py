@@ -21,6 +21,7 @@ from pathlib import Path
 PRIVATE_HOST = "10.77.1.2"
 NAME = "mill.internal"
 MARK = "192.0.2.99"
+READY = "ready"
 IPV6 = Path("/proc/net/if_inet6").exists()
 ROOT = Path(__file__).parents[2]
 
@@ -44,11 +45,16 @@ class Network:
             "import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'', ('192.0.2.99', 9))"
         )
         subprocess.run(self.within(self.here, sys.executable, "-c", mark), check=True)
-        deadline = time.monotonic() + 20
-        while MARK not in self.seen.read_text():
-            assert time.monotonic() < deadline, "the recorder did not see the mark"
+        self.wait_for(MARK)
+        lines = self.seen.read_text().splitlines()
+        return [line for line in lines if MARK not in line and line != READY]
+
+    def wait_for(self, text: str) -> None:
+        """Until the recorder has written it."""
+        deadline = time.monotonic() + 30
+        while text not in self.seen.read_text():
+            assert time.monotonic() < deadline, f"the recorder did not write {text!r}"
             time.sleep(0.02)
-        return [line for line in self.seen.read_text().splitlines() if MARK not in line]
 
 
 def why_not() -> str | None:
@@ -87,6 +93,7 @@ def laid(folder: Path) -> Iterator[Network]:
                 network.within(network.recorder, sys.executable, program), stdin=subprocess.PIPE, stdout=seen
             )
         stack.callback(_stop, recorder)
+        network.wait_for(READY)
         yield network
 
 

@@ -47,12 +47,17 @@ def name(question: bytes) -> str:
 def record() -> None:
     with socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(ALL)) as sock:
         sock.bind(("eth0", ALL))
+        say("ready")
         while True:
             packet, address = sock.recvfrom(65535)
             found = destination(packet) if address[1] in (0x0800, 0x86DD) and address[2] != OUTGOING else None
             if found is not None:
-                sys.stdout.write("{} {} {}\n".format(*found))
-                sys.stdout.flush()
+                say(" ".join(found))
+
+
+def say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
 
 
 class Silent(http.server.BaseHTTPRequestHandler):
@@ -67,7 +72,7 @@ class Silent(http.server.BaseHTTPRequestHandler):
 
 
 if __name__ == "__main__":
-    threading.Thread(target=record, daemon=True).start()
     server = http.server.ThreadingHTTPServer(("192.0.2.10", 80), Silent)
     threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=record, daemon=True).start()
     sys.stdin.read()
