@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -98,12 +99,24 @@ def test_a_comparison_across_tracks_names_the_track(desk: Desk) -> None:
     desk.track.script = {0: wrong, 1: right, 2: right}
     desk.runner().submit("small", 2, "A")
     (report,) = [e.data for e in desk.events if e.event == "evaluated" and e.data["report"]["previous_key"]]
+    assert report["report"]["previous_key"] == {"version": 1, "track": "B"}
+    assert "    Regression vs v1 on track B: ✓ +0.00 no change" in printed(desk)
+
+
+def printed(desk: Desk, **changes: int) -> str:
+    """What the terminal shows of the last evaluation, with changes laid over the new version's card."""
     event = next(e for e in reversed(desk.events) if e.event == "evaluated")
+    event.data["report"]["new"] |= changes
     with CliRunner().isolation() as (out, _, _):
         Transcript("SMALL", live=False)(event)
-        text = out.getvalue().decode()
-    assert report["report"]["previous_key"] == {"version": 1, "track": "B"}
-    assert "    Regression vs v1 on track B: ✓ +0.00 no change" in text
+        return out.getvalue().decode()
+
+
+def test_a_sample_of_the_answers_is_said_to_be_one(desk: Desk) -> None:
+    assert re.search(r"✓ \d\.\d\d cosine sim\n", printed(desk))
+    assert " cosine sim (of 200 of 1000 questions)\n" in printed(
+        desk, questions=1000, similarity_questions=200
+    )
 
 
 @pytest.mark.parametrize("command", ["submit", "eval"])

@@ -178,7 +178,9 @@ class Transcript:
         else:
             self._tick("Problem recall:", f"{recall:.0%}{approximate}", indent=4)
         if new["similarity"] is not None:
-            self._tick("Solution accuracy:", f"{new['similarity']:.2f} cosine sim", indent=4)
+            held, questions = new["similarity_questions"], new["questions"]
+            of = f" (of {held} of {questions} questions)" if held and held < questions else ""
+            self._tick("Solution accuracy:", f"{new['similarity']:.2f} cosine sim{of}", indent=4)
         self._comparison(report, verdict)
         echo()
         echo(RULE)
