@@ -75,10 +75,13 @@ def test_another_attempt_waits_while_a_failed_one_may_still_cost_elsewhere(desk:
     desk.track.elsewhere = 'its job ftjob-1 is "running" at OpenAI'
     with pytest.raises(
         RunError,
-        match=f"failed, but its job .* fine-tune resume {run.name}, or .* fine-tune cancel {run.name}",
+        match=f"is failed here, but its job .*: fine-tune resume {run.name}, or stop it: .* {run.name}",
     ):
         desk.runner().submit("small", 1, again=True)
-    desk.track.elsewhere = None
+    desk.track.end = "cancelled"  # and the provider was away then
+    with pytest.raises(RunError, match=rf"so nothing new was begun; stop it: fine-tune cancel {run.name}$"):
+        desk.runner().submit("small", 1, again=True)
+    desk.track.end = desk.track.elsewhere = None
     desk.track.script = {0: wrong, 1: right}
     assert desk.runner().submit("small", 1, again=True).run_id[-2:] == "-2"
 

@@ -76,9 +76,10 @@ class Attempts:
             raise PolicyError(f"Track {choice.track} ({choice.reason}) is not available: {reason}")
         if last and last.state != "finished" and (going := track_port.pending(last.run)):
             run_id = last.run.run_id
+            on = "" if track_port.ended(last.run) else f"go on with it: fine-tune resume {run_id}, or "
             raise RunError(
-                f"run {run_id} {last.state}, but {going}, so nothing new was begun; go on with it: "
-                f"fine-tune resume {run_id}, or stop it: fine-tune cancel {run_id}"
+                f"run {run_id} is {last.state} here, but {going}, so nothing new was begun; "
+                f"{on}stop it: fine-tune cancel {run_id}"
             )
         # Asked before anything is trained or paid for, though `register` would refuse it as well.
         key = VersionKey(version=dataset.version, track=choice.track)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from fine_tune_runner.errors import Interrupted, ProviderError
+from fine_tune_runner.errors import Interrupted, ProviderError, RunError
+from fine_tune_runner.runner import FineTuneRunner
+from fine_tune_runner.types import Request
 from fine_tune_runner.workflow.engine import Event
 from tests.contract.openai_server.misbehave import Bend, Fault
 from tests.contract.openai_server.server import ContractServer
@@ -77,3 +79,22 @@ def test_a_create_that_was_cut_off_is_pending_until_it_can_take_effect_no_more(
     assert hosted.track.pending(hosted.run()) == "a call that was cut off may still start its job"
     hosted.time.sleep(70)  # the time for one request, and the grace
     assert hosted.track.pending(hosted.run()) is None
+
+
+def test_submit_again_pays_no_second_job_while_the_first_may_run(
+    hosted: HostedRun, server: ContractServer
+) -> None:
+    server.account.script = ("running",)
+    server.faults.append(Fault("GET", "/fine_tuning/jobs/[^/]+", "error before", times=10**6))
+    with pytest.raises(ProviderError):  # the provider was away for longer than a run waits
+        hosted.start()
+    server.faults.clear()
+    runner = FineTuneRunner(hosted.settings)
+    again = Request(client_id="hre", version=3, track="A", again=True)
+    with pytest.raises(
+        RunError, match=r"is failed here, but its job ftjob-\d+ is .*fine-tune resume hre-v3-a-"
+    ):
+        runner.run_for(again)
+    runner.cancel(hosted.run().run_id)
+    assert runner.run_for(again).attempt == 2
+    assert (server.asked("POST /fine_tuning/jobs"), len(server.account.jobs)) == (1, 1)
