@@ -188,7 +188,8 @@ def row(kind: str, questions: int, rounds: int, minilm: Path, threads: int) -> R
             first = counting.texts
             warm.append(evaluate(folder, causes, counting, 2 * seed + 1))
             texts = first, counting.texts - first
-        print(f"  {kind} round {seed + 1}: {cold[-1][0]:.1f} s cold, {warm[-1][0]:.1f} s warm", flush=True)
+        said = [f"{wall:.1f} s ({cpu:.1f} s of processor)" for wall, cpu in (cold[-1], warm[-1])]
+        print(f"  {kind} round {seed + 1}: cold {said[0]}, warm {said[1]}", flush=True)
     return Row(
         kind=kind,
         questions=questions,
