@@ -14,6 +14,9 @@ import pytest
 from tests.small_client import Workplace
 from tests.tiny_llama import make_tiny_llama
 
+from fine_tune_runner.dataset.render import ChatTokenizer
+from fine_tune_runner.types import Message
+
 COMMIT = "0" * 40
 TOKEN = "hf_" + "not-a-real-one"
 
@@ -97,6 +100,24 @@ def test_a_fetched_base_is_found_by_runs_and_what_they_need_not_is_left(
     (folder,) = fetched.events[0]["paths"]
     assert "model.safetensors" in {path.name for path in Path(folder).iterdir()}
     assert list((tmp_path / "hf").rglob("consolidated*")) == []
+
+
+def test_mistral_gets_a_template_that_keeps_the_system_message_of_a_training_row(
+    place: Workplace, env: dict[str, str]
+) -> None:
+    fetched = place.run("fetch", "mistral", "--json", env=env)
+    (folder,) = fetched.events[0]["paths"]
+    row = (
+        Message(role="system", content="S"),
+        Message(role="user", content="U"),
+        Message(role="assistant", content="A"),
+    )
+    tokenizer = ChatTokenizer(Path(folder))
+    expected = "<|im_start|>[INST] S\n\nU[/INST] A<|im_end|>"  # the tiny base's own first and last token
+    assert tokenizer._whole.decode(tokenizer.encode(row).tokens, skip_special_tokens=False) == expected
+    assert tokenizer._whole.decode(tokenizer.prompt(row), skip_special_tokens=False) == (
+        expected.removesuffix(" A<|im_end|>")
+    )
 
 
 def test_a_hub_that_cannot_be_reached_is_named(place: Workplace, tmp_path: Path) -> None:

@@ -38,6 +38,19 @@ _HUB_FILES = (
     "tokenizer_config.json",
     "*.jinja",
 )
+# Chat templates in place of a model's own. Mistral's puts the system message before the *last* user message
+# and leaves it out where an answer follows, so that a training row would have none. This one gives the same
+# prompt for a system message and a question, and keeps it at the beginning of a longer conversation.
+_TEMPLATES = {
+    "mistralai/Mistral-7B-Instruct-v0.3": (
+        "{{ bos_token }}{% for message in messages %}"
+        "{% if message.role == 'system' %}{{ '[INST] ' + message.content + '\\n\\n' }}"
+        "{% elif message.role == 'user' %}"
+        "{% if loop.first or loop.previtem.role != 'system' %}{{ '[INST] ' }}{% endif %}"
+        "{{ message.content + '[/INST]' }}"
+        "{% else %}{{ ' ' + message.content + eos_token }}{% endif %}{% endfor %}"
+    ),
+}
 
 
 class Base(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,7 +80,8 @@ def resolve(name: str, settings: Settings, *, offline: bool) -> Base:
     if path.suffix == ".gguf" or path.is_absolute() or name.startswith("."):
         raise MissingModel(f"base model {name} is not there; correct base_model, or put the file in place")
     if _HUB_ID.fullmatch(name):
-        return _from_folder(name, _from_hub(name, settings, offline), settings)
+        folder = _with_template(name, _from_hub(name, settings, offline), settings)
+        return _from_folder(name, folder, settings)
     raise ConfigError(
         f"base_model {name!r}: give an alias ({', '.join(ALIASES)}), a Hugging Face folder, a .gguf file "
         "or a hub id such as org/name"
@@ -185,6 +199,23 @@ def _from_hub(name: str, settings: Settings, offline: bool) -> Path:
         why = "is not on this machine" if offline else f"cannot be downloaded ({type(error).__name__})"
         reason = f"{why}; run: fine-tune fetch {short} (a gated model needs HF_TOKEN)"
     raise MissingModel(f"base model {name} {reason}")
+
+
+def _with_template(name: str, folder: Path, settings: Settings) -> Path:
+    """The folder, or one of links to its files with our own chat template; the hub's cache stays as it is."""
+    text = _TEMPLATES.get(name)
+    if text is None:
+        return folder
+
+    def build(part: Path) -> None:
+        part.mkdir()
+        for file in folder.iterdir():
+            if file.name != "chat_template.jinja":
+                (part / file.name).symlink_to(file.resolve())
+        (part / "chat_template.jinja").write_text(text)
+
+    digest = hashlib.sha256(f"{folder} {text}".encode()).hexdigest()
+    return _once(_kept(settings, digest, ""), build)
 
 
 def _kept(settings: Settings, digest: str, suffix: str) -> Path:
