@@ -32,7 +32,8 @@ def test_parity_is_one_line_with_its_numbers(capsys: pytest.CaptureFixture[str])
     numbers = {"served_local": 0.0153, "served_bare": 1.2387, "tolerance": 0.1}
     say(Transcript("HRE", live=False), "compared", 0, **numbers)
     assert capsys.readouterr().out == (
-        "  Checking parity...         ✓ 0.015 nats from the trained model (at most 0.1), 1.239 from the base\n"
+        "  Checking parity...         ✓ 0.015 nats from the trained model (at most 0.1), "
+        "1.239 from the base\n"
     )
 
 

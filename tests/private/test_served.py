@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 from tests.contract.ollama_server.server import OllamaServer, serving
+from tests.contract.ollama_server.store import Stored
 from tests.private.modelfile_grammar import parse
 from tests.private.ollama_world import LATEST, Desk, digests, put_foreign
 from tests.small_client import PROMPT
@@ -247,3 +249,47 @@ def test_without_the_host_its_versions_are_not_asked_elsewhere(desk: Desk) -> No
     runner = desk.runner(host="http://127.0.0.1:9")
     with pytest.raises(ServingError, match="small-client:v1 is at http"):
         runner.ask("small", "Why?")
+
+
+def put_base(server: OllamaServer, base: Path, name: str = "tiny:8b") -> None:
+    """The tiny base as the host's own model."""
+    from fine_tune_runner.private.gguf_base import folder_to_gguf
+
+    folder_to_gguf(base, server.store.blob("sha256-base"), "F16")
+    server.store.models[name] = Stored(name=name, gguf="sha256-base", template="{{ .Prompt }}")
+
+
+@pytest.mark.parametrize(("version", "short"), [("0.29.0", True), ("0.34.1", False)])
+def test_the_adapter_alone_is_sent_where_a_probe_shows_that_the_host_takes_it(
+    tmp_path: Path, base: Path, version: str, short: bool
+) -> None:
+    with serving(tmp_path / "ollama", version=version) as server:
+        put_base(server, base)
+        desk = Desk(tmp_path, base, server.url)
+        desk.write_config(ollama="tiny:8b")
+        desk.submit(1)
+        stored = server.store.find("small-client:v1")
+        assert bool(stored.adapters) is short
+        assert (stored.parent == "tiny:8b") is short
+        assert (desk.active().status, digests(server)[LATEST]) == ("active", stored.digest)
+        assert server.names == {"tiny:8b", "small-client:v1", LATEST}  # the probe is taken away
+        assert server.store.pulls == []
+        (exported,) = desk.of("exported")
+        assert exported["way"] == ("adapter on tiny:8b" if short else "merged, F16")
+        (run,) = desk.client.glob("runs/small-v1-*")
+        said = dict(parse((run / "Modelfile").read_text()))
+        assert ("adapter" in said, said["from"] == "tiny:8b") == (short, short)
+        assert desk.served().forget([], ["small-client:v1"]) == ("small-client:v1",)
+
+
+def test_a_base_that_is_itself_made_from_another_gets_no_second_adapter(tmp_path: Path, base: Path) -> None:
+    with serving(tmp_path / "ollama", version="0.29.0") as server:
+        put_base(server, base)
+        derived = server.store.models["tiny:8b"]
+        server.store.models["mine:8b"] = replace(derived, name="mine:8b", parent="tiny:8b")
+        desk = Desk(tmp_path, base, server.url)
+        desk.write_config(ollama="mine:8b")
+        desk.submit(1)
+        assert server.store.find("small-client:v1").adapters == ()
+    (found,) = desk.of("host found")
+    assert found["way"] == "the whole model is sent: mine:8b is itself made from tiny:8b"

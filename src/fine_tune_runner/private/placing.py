@@ -7,31 +7,35 @@ the registry nor what is in service.
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from fine_tune_runner.dataset import read
 from fine_tune_runner.dataset.render import ChatTokenizer
 from fine_tune_runner.errors import MissingModel, ProviderError, ServingError
-from fine_tune_runner.files import write_atomic
+from fine_tune_runner.files import sha256_file, write_atomic
 from fine_tune_runner.private import bases
 from fine_tune_runner.private.bases import Base
 from fine_tune_runner.private.modelfile import metadata, modelfile, stamps
 from fine_tune_runner.private.ollama import Creation, Ollama, Shown, outdated
 from fine_tune_runner.private.parity import ParityReport, check_parity
+from fine_tune_runner.private.probe import refusal
 from fine_tune_runner.private.templates import Family, family_of
 from fine_tune_runner.private.track import SERVED_CONTEXT, smoke
-from fine_tune_runner.settings import Client, Settings, base_model
+from fine_tune_runner.settings import Client, Quantization, Settings, base_model
 from fine_tune_runner.types import Dataset, Model, Run, RunContext, Step, TrainingSummary
 
 PROGRESS_S = 1.0  # seconds between two events of a long copy
 STAMP = "ftr."
+_STAMP_LINE = re.compile(r"^(ftr\.[a-z0-9_]+): (.*)$", re.MULTILINE)
 ADAPTER = "adapter.gguf"
 PARITY_PROMPTS = 3
 PARITY_OPTIONS = {"temperature": 0.0, "num_predict": 8}
@@ -39,17 +43,28 @@ Connect = Callable[[], AbstractContextManager[Ollama]]
 
 
 class Host(msgspec.Struct, frozen=True, kw_only=True):
-    """What was found at the host before training: its version, and the name that is free there."""
+    """What was found at the host before training: its version, the name that is free there, the way in.
+
+    `why` says why the whole model is sent; None where the adapter alone goes onto the host's own base.
+    """
 
     version: str
     model_id: str
+    why: str | None
 
 
 class Export(msgspec.Struct, frozen=True, kw_only=True):
-    """The file to upload, below the client's folder, and its sha256."""
+    """The file to upload, below the client's folder, and what it runs as there.
+
+    `source` is the host's base under an adapter, None for a whole model; `quantization` is of the weights,
+    and `adds_bos` says whether the server puts the beginning-of-text token before the rendered prompt.
+    """
 
     path: str
     sha256: str
+    source: str | None
+    quantization: Quantization
+    adds_bos: bool
 
 
 class Made(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,42 +134,79 @@ class Placing:
                 )
             self._check_base(ollama)
             self._check_free(ollama, model_id, context.client_dir)
-        context.emit("host found", host=self._host, version=version, model_id=model_id)
-        return Host(version=version, model_id=model_id)
+            why = self._no_short_way(ollama, context)
+        way = (
+            f"the whole model is sent: {why}"
+            if why
+            else f"only the adapter is sent, onto {self._named.ollama}"
+        )
+        context.emit("host found", host=self._host, version=version, model_id=model_id, way=way)
+        return Host(version=version, model_id=model_id, why=why)
+
+    def _no_short_way(self, ollama: Ollama, context: RunContext) -> str | None:
+        if self._named.ollama is None:
+            return "config.json names no base of the host's own"
+        probe = f"{context.run.client_id}-client:probe"
+        path = context.attempt_dir / "probe.gguf"
+        return refusal(ollama, self._named.ollama, self._base().dir, probe, path)
 
     def export(self, context: RunContext) -> Export:
-        """Base and adapter → one stamped GGUF, the adapter alone to compare with, a Modelfile for people."""
+        """Base and adapter → one stamped GGUF, or the adapter alone, and a Modelfile for people."""
         from fine_tune_runner.private.export import export_adapter
-        from fine_tune_runner.private.merge import merge_gguf
 
-        run, dataset = context.run, context.value(Dataset)
-        path, stamp = context.attempt_dir / "model.gguf", stamps(run, dataset)
-        kind = self._named.quantization
-        digest = merge_gguf(
-            pristine(self._base()),
-            context.attempt_dir / "adapter",
-            path,
-            stamp=stamp,
-            quantization=kind,
-            on_progress=_progress(context, "export progress"),
-        )
-        export_adapter(
-            context.attempt_dir / "adapter", self._base().dir, context.attempt_dir / ADAPTER, stamp
-        )
-        relative = str(path.relative_to(context.client_dir))
-        context.emit("exported", path=relative, size_mb=path.stat().st_size / 1e6, way=f"merged, {kind}")
+        run, dataset, host = context.run, context.value(Dataset), context.value(Host)
+        adapter, stamp = context.attempt_dir / ADAPTER, stamps(run, dataset)
+        export_adapter(context.attempt_dir / "adapter", self._base().dir, adapter, stamp)
+        export = self._merged(context, stamp) if host.why else self._adapter(context, adapter)
+        path = context.client_dir / export.path
+        way = f"adapter on {export.source}" if export.source else f"merged, {export.quantization}"
+        context.emit("exported", path=export.path, size_mb=path.stat().st_size / 1e6, way=way)
+        relative = f"./{path.relative_to(context.run_dir)}"
         record = modelfile(
-            base=f"./{path.relative_to(context.run_dir)}",
-            adapter=None,
+            base=export.source or relative,
+            adapter=relative if export.source else None,
             system=self.family.prepared(dataset.system_prompt),
-            template=self._template(path),
+            template=self.family.go_template(server_adds_bos=export.adds_bos),
             stop=self.tokenizer.stop_texts,
             metadata=metadata(run, dataset),
             temperature=self._client.config.eval.temperature,
             num_ctx=self._num_ctx,
         )
         write_atomic(context.run_dir / "Modelfile", record.encode())
-        return Export(path=relative, sha256=digest)
+        return export
+
+    def _merged(self, context: RunContext, stamp: Mapping[str, str]) -> Export:
+        from fine_tune_runner.private.gguf_file import read_header
+        from fine_tune_runner.private.merge import merge_gguf
+
+        path = context.attempt_dir / "model.gguf"
+        digest = merge_gguf(
+            pristine(self._base()),
+            context.attempt_dir / "adapter",
+            path,
+            stamp=stamp,
+            quantization=self._named.quantization,
+            on_progress=_progress(context, "export progress"),
+        )
+        return Export(
+            path=str(path.relative_to(context.client_dir)),
+            sha256=digest,
+            source=None,
+            quantization=self._named.quantization,
+            adds_bos=adds_bos(read_header(path).values),
+        )
+
+    def _adapter(self, context: RunContext, path: Path) -> Export:
+        source = str(self._named.ollama)
+        with self._connect() as ollama:
+            base = ollama.show(source)
+        return Export(
+            path=str(path.relative_to(context.client_dir)),
+            sha256=sha256_file(path),
+            source=source,
+            quantization=base.details["quantization_level"],
+            adds_bos=adds_bos(base.model_info),
+        )
 
     def create(self, context: RunContext) -> Made:
         """Upload the file unless it is there, make the model, find it in the list with the stamp of this run.
@@ -166,9 +218,13 @@ class Placing:
         digest = f"sha256:{export.sha256}"
         creation = Creation(
             model=host.model_id,
-            files={"model.gguf": digest},
+            source=export.source,
+            files={} if export.source else {"model.gguf": digest},
+            adapters={"adapter.gguf": digest} if export.source else {},
+            # What the host shows of an adapter's own key-values is nothing.
+            license=stamp_text(stamps(context.run, dataset)) if export.source else "",
             system=self.family.prepared(dataset.system_prompt),
-            template=self._template(path),
+            template=self.family.go_template(server_adds_bos=export.adds_bos),
             parameters={
                 "temperature": self._client.config.eval.temperature,
                 "num_ctx": self._num_ctx,
@@ -188,7 +244,7 @@ class Placing:
         """The model there is the one that was trained, or the run stops here with the check that failed."""
         from fine_tune_runner.private.serve import serve_embedded
 
-        made, gguf = context.value(Made), context.client_dir / context.value(Export).path
+        made, export = context.value(Made), context.value(Export)
         trained = self._local("trained", str((context.attempt_dir / ADAPTER).relative_to(context.client_dir)))
         bare = self._local("bare", None)
         base = bases.with_gguf(self._base(), self._settings)
@@ -211,8 +267,8 @@ class Placing:
                 ),
                 local=lambda tokens: here.next_tokens("trained", tokens),
                 bare=lambda tokens: here.next_tokens("bare", tokens),
-                quantization=self._named.quantization,
-                adds_bos=adds_bos(gguf),
+                quantization=export.quantization,
+                adds_bos=export.adds_bos,
             )
         context.emit("compared", **msgspec.to_builtins(report))
         return report
@@ -267,9 +323,6 @@ class Placing:
     def _num_ctx(self) -> int:
         return min(self.tokenizer.context, SERVED_CONTEXT)
 
-    def _template(self, gguf: Path) -> str:
-        return self.family.go_template(server_adds_bos=adds_bos(gguf))
-
     def _check_base(self, ollama: Ollama) -> None:
         name = self._named.ollama
         if name is not None and ollama.find(name) is None:
@@ -301,19 +354,23 @@ def pristine(base: Base) -> Path:
 
 
 def stamp_of(shown: Shown) -> dict[str, str]:
-    """The `ftr.*` key-values of a model."""
-    return {key: str(value) for key, value in shown.model_info.items() if key.startswith(STAMP)}
+    """The `ftr.*` key-values of a model, from its file or, for an adapter, from its licence text."""
+    values = {key: str(value) for key, value in shown.model_info.items() if key.startswith(STAMP)}
+    return values or dict(_STAMP_LINE.findall(shown.license))
 
 
-def adds_bos(gguf: Path) -> bool:
-    """Whether a server puts the beginning-of-text token before the rendered prompt.
+def stamp_text(stamp: Mapping[str, str]) -> str:
+    """A stamp as lines of text, which `stamp_of` reads."""
+    return "\n".join(f"{key}: {value}" for key, value in stamp.items())
 
-    Where the file does not say, llama.cpp does so for SentencePiece vocabularies.
+
+def adds_bos(values: Mapping[str, Any]) -> bool:
+    """Whether a server puts the beginning-of-text token before the rendered prompt, by a GGUF's key-values.
+
+    Where they do not say, llama.cpp does so for SentencePiece vocabularies and for Llama 3's.
     """
-    from fine_tune_runner.private.gguf_file import read_header
-
-    values = read_header(gguf).values
-    return bool(values.get("tokenizer.ggml.add_bos_token", values.get("tokenizer.ggml.model") == "llama"))
+    assumed = values.get("tokenizer.ggml.model") == "llama" or values.get("tokenizer.ggml.pre") == "llama-bpe"
+    return bool(values.get("tokenizer.ggml.add_bos_token", assumed))
 
 
 def _progress(context: RunContext, event: str) -> Callable[[int, int], None]:

@@ -20,6 +20,7 @@ from tests.contract.ollama_server.store import Refusal, Store, Stored
 
 OWN_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 OWN_ENDINGS = (".localhost", ".local", ".internal")
+LEVELS = {0: "F32", 1: "F16", 7: "Q8_0"}  # llama.h, llama_ftype
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
@@ -91,13 +92,18 @@ class _Endpoints:
             for key, value in stored.parameters.items()
             for item in (value if isinstance(value, list) else [value])
         ]
+        info = await run_in_threadpool(self._store.info, stored)
         shown = {
             "license": stored.license,
             "system": stored.system,
             "template": stored.template,
             "parameters": "\n".join(f"{key:<30} {json.dumps(item)}" for key, item in pairs),
-            "details": {"format": "gguf", "parent_model": stored.parent},
-            "model_info": await run_in_threadpool(self._store.info, stored),
+            "details": {
+                "format": "gguf",
+                "parent_model": stored.parent,
+                "quantization_level": LEVELS.get(info.get("general.file_type"), "unknown"),
+            },
+            "model_info": info,
         }
         return JSONResponse({key: value for key, value in shown.items() if value})
 

@@ -116,10 +116,9 @@ class Store:
             raise Refusal(400, f"template error: {error}") from None
         yield {"status": f"using existing layer {stored.gguf}"}
         given = {k: request[k] for k in ("system", "template", "license") if request.get(k)}
-        licence = given.pop("license", stored.license)
+        licence = f"{stored.license}\n{given.pop('license', '')}".strip()  # one more layer, none is replaced
         merged = {**stored.parameters, **(request.get("parameters") or {})}
-        text = licence if isinstance(licence, str) else "\n".join(licence)
-        made = replace(stored, name=name, parameters=merged, license=text, **given)
+        made = replace(stored, name=name, parameters=merged, license=licence, **given)
         yield {"status": "writing manifest"}
         self.models[key_of(name)] = made  # an existing name is overwritten, and nobody asks
         yield {"status": "success"}
@@ -206,25 +205,38 @@ class Store:
             **({"logprobs": top} if top else {}),
         }
         with self._lock:  # one answer at a time, and nobody unloads a model that is answering
-            answer: dict[str, Any] = self._runner(stored, chosen["num_ctx"]).handle_completions(body)
-            if top and "error" not in answer and answer["choices"][0]["logprobs"] is None:
-                answer["choices"][0]["logprobs"] = self._withheld(stored, chosen["num_ctx"], body)
+            runner = self._runner(stored, chosen["num_ctx"])
+            if top and chosen["temperature"] == 0:
+                return self._one_by_one(runner, stored, body)
+            answer: dict[str, Any] = runner.handle_completions(body)
         if "error" in answer:
             raise Refusal(500, str(answer["error"]["message"]))
         return answer
 
-    def _withheld(self, stored: Stored, context: int, body: dict[str, Any]) -> dict[str, Any]:
-        """The first token's probabilities, which llama.cpp keeps back where the text is half a character.
+    def _one_by_one(self, runner: Any, stored: Stored, body: dict[str, Any]) -> dict[str, Any]:
+        """A greedy answer whose every token has its probabilities, as Ollama gives them.
 
-        They are those before the draw, so a draw that is made to be a letter has the same.
+        llama.cpp keeps them back where a token is half a character. They are those before the draw, so a draw
+        that is made to be a letter has the same.
         """
         from gguf import GGUFReader
 
-        tokens = GGUFReader(self.blob(stored.gguf)).fields["tokenizer.ggml.tokens"].contents()
-        forced = {**body, "max_tokens": 1, "logit_bias": [[tokens.index("a"), 1e6]]}
-        answer = self._runner(stored, context).handle_completions(forced)
-        (first,) = answer["choices"][0]["logprobs"]["content"]
-        return {"content": [{**first["top_logprobs"][0], "top_logprobs": first["top_logprobs"]}]}
+        fields = GGUFReader(self.blob(stored.gguf)).fields
+        letter = fields["tokenizer.ggml.tokens"].contents().index("a")
+        ends = [f.contents() for k, f in fields.items() if k.endswith(("eos_token_id", "eot_token_id"))]
+        said: list[dict[str, Any]] = []
+        for _ in range(body["max_tokens"] if body["max_tokens"] > 0 else 64):
+            prompt = [body["prompt"], *(token["id"] for token in said)]
+            forced = {**body, "prompt": prompt, "max_tokens": 1, "logit_bias": [[letter, 1e6]], "stop": []}
+            answer = runner.handle_completions(forced)
+            (drawn,) = answer["choices"][0]["logprobs"]["content"]
+            likely = drawn["top_logprobs"]
+            if likely[0]["id"] in ends:
+                break
+            said.append({**likely[0], "top_logprobs": likely})
+        text = b"".join(bytes(token["bytes"]) for token in said).decode(errors="replace")
+        choice = {"text": text, "logprobs": {"content": said}, "finish_reason": "stop"}
+        return {"choices": [choice], "usage": {"prompt_tokens": 0, "completion_tokens": len(said)}}
 
     def _runner(self, stored: Stored, context: int) -> Any:
         key = (stored.gguf, stored.adapters, context)
