@@ -43,7 +43,8 @@ def egress_command(run_id: str, as_json: bool) -> int:
         echo("Refused:")
     for row in refused:
         place = row.host if row.port is None else f"{row.host}:{row.port}"
-        echo(f"✗ {row.what} {place}, {row.attempts} times: {row.refused}", fg="red")
+        times = "once" if row.attempts == 1 else f"{row.attempts} times"
+        echo(f"✗ {row.what} {place}, {times}: {row.refused}", fg="red")
         for by in row.by:
             echo(f"    by {by}")
     return 0
