@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import subprocess
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,22 @@ def test_an_upload_tells_its_progress_and_is_not_repeated(
     client.upload(path, digest_of(path), lambda done, total: heard.append((done, total)))
     assert heard[3:] == [(2560004, 2560004)]
     assert (server.asked("POST /api/blobs"), server.asked("HEAD /api/blobs")) == (1, 2)
+
+
+def test_a_large_file_is_sent_in_constant_memory(client: Ollama, tmp_path: Path) -> None:
+    """64 MB through a client and a server that share this process."""
+    path = tmp_path / "model.gguf"
+    with path.open("wb") as file:
+        file.truncate(64 << 20)
+    digest = digest_of(path)
+    tracemalloc.start()
+    try:
+        client.upload(path, digest, lambda done, total: None)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert client.has_blob(digest)
+    assert peak < 16 << 20
 
 
 def test_a_file_of_another_digest_is_refused(client: Ollama, gguf: Path) -> None:

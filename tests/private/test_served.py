@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 from tests.contract.ollama_server.server import OllamaServer, serving
-from tests.contract.ollama_server.store import Stored
+from tests.contract.ollama_server.store import Refusal, Stored
 from tests.private.modelfile_grammar import parse
 from tests.private.ollama_world import LATEST, Desk, digests, put_foreign
 from tests.small_client import PROMPT
@@ -293,3 +293,37 @@ def test_a_base_that_is_itself_made_from_another_gets_no_second_adapter(tmp_path
         assert server.store.find("small-client:v1").adapters == ()
     (found,) = desk.of("host found")
     assert found["way"] == "the whole model is sent: mine:8b is itself made from tiny:8b"
+
+
+def break_once(server: OllamaServer) -> None:
+    """The next answer of a model fails, as on a host that has no memory left."""
+    complete = server.store.complete
+
+    def failing(*args: Any) -> dict[str, Any]:
+        server.store.complete = complete  # type: ignore[method-assign]
+        raise Refusal(500, "llama runner process has terminated")
+
+    server.store.complete = failing  # type: ignore[method-assign]
+
+
+def test_a_run_that_broke_after_making_goes_on_without_training_or_sending_again(
+    desk: Desk, server: OllamaServer
+) -> None:
+    break_once(server)
+    with pytest.raises(ProviderError, match="answers 500: llama runner process has terminated"):
+        desk.submit(1)
+    assert "small-client:v1" in server.names
+    desk.submit(1)
+    assert desk.active().model_id == "small-client:v1"
+    assert (len(desk.of("train started")), server.asked("POST /api/blobs")) == (1, 1)
+    assert server.asked("POST /api/create") == 1
+
+
+def test_another_attempt_replaces_the_model_of_one_that_failed(desk: Desk, server: OllamaServer) -> None:
+    break_once(server)
+    with pytest.raises(ProviderError):
+        desk.submit(1)
+    job = desk.runner().submit("small", 1, again=True)
+    stored = server.store.find("small-client:v1")
+    assert server.store.info(stored)["ftr.run_id"] == job.run_id
+    assert desk.active().run_id == job.run_id
