@@ -265,7 +265,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """One line of `answers/{version}-{track}.jsonl`: raw text and how it was scored.
 
     `score` is 1.0 or 0.0 (recall or contrast), None for a failed call; `cause` the label committed to;
-    `similarity` the cosine to the reference, of whole answers only.
+    `similarity` the cosine to the reference, of whole answers only; `decided_by` who judged it (review).
     """
 
     question_id: str
@@ -278,6 +278,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     cause: str | None = None
     similarity: float | None = None
     tokens: int = 0
+    decided_by: str | None = None
 
 
 class ScoreCard(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,4 +1,4 @@
-"""The identity of a data set: sha256 over its normalised content.
+"""The identity of a data set: sha256 over its normalised content; and that of a row that people judged.
 
 Metadata keys, key order, JSON escapes and white space between tokens do not matter; row order, every
 character of a message, and the `eval` object of a holdout do.
@@ -7,10 +7,12 @@ character of a message, and the `eval` object of a holdout do.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 
 import msgspec
 
-from fine_tune_runner.types import Example
+from fine_tune_runner.dataset.duplicates import fold
+from fine_tune_runner.types import Example, Message
 
 _ENCODER = msgspec.json.Encoder()  # writes struct fields in their declared order
 
@@ -30,3 +32,22 @@ class Fingerprint:
     def hexdigest(self) -> str:
         """sha256 of the rows so far, 64 hex digits."""
         return self._hash.hexdigest()
+
+
+def text_sha256(*texts: str) -> str:
+    """sha256 over texts in order, NFKC, case and white space folded; line ends count, for rules read lines.
+
+    Each text goes in with its length, so that no two lists of texts run into one another.
+    """
+    digest = hashlib.sha256()
+    for text in texts:
+        lines = (fold(line) for line in text.splitlines())
+        data = "\n".join(line for line in lines if line).encode(errors="surrogatepass")
+        digest.update(b"%d:" % len(data) + data)
+    return digest.hexdigest()
+
+
+def row_sha256(messages: Iterable[Message], *more: str) -> str:
+    """`text_sha256` of a row's turns without the system prompt, and of what else makes it the same row."""
+    turns = [text for m in messages if m.role != "system" for text in (m.role, m.content)]
+    return text_sha256(*turns, "=", *more)

@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from fine_tune_runner.dataset.fingerprint import Fingerprint
+from fine_tune_runner.dataset.labels import labelled, labels_path, read_labels
 from fine_tune_runner.errors import ConfigError, DataError, TooFewExamples, UsageError
 from fine_tune_runner.settings import Client, load_account_state
 from fine_tune_runner.types import Dataset, EvalLabels, Example, Finding, Message
@@ -126,7 +127,31 @@ def examples(path: Path) -> Iterator[Example]:
 
 
 def scan(path: Path) -> Iterator[Example | Finding]:
-    """Every row as an Example or, where its shape is wrong, as Findings; raises for nothing in the file."""
+    """Every row as an Example or, where its shape is wrong, as Findings; raises for nothing in the file.
+
+    Rows of a holdout come with the labels that were confirmed for them (labels.py).
+    """
+    labels = {}
+    if path.stem.endswith("_eval"):
+        try:
+            labels = read_labels(labels_path(path))
+        except DataError as error:
+            message = str(error).removeprefix(f"{labels_path(path)} ")
+            yield _fault(str(labels_path(path)), None, message, "")
+    for item in _scan(path):
+        yield item if isinstance(item, Finding) else labelled(item, labels)
+
+
+def published_sha256(holdout: Path) -> str:
+    """The hash of a holdout as upstream wrote it, without the labels that were confirmed here."""
+    fingerprint = Fingerprint(holdout=True)
+    for item in _scan(holdout):
+        if isinstance(item, Example):
+            fingerprint.add(item)
+    return fingerprint.hexdigest()
+
+
+def _scan(path: Path) -> Iterator[Example | Finding]:
     if not path.is_file():
         yield _missing(path)
         return

@@ -16,7 +16,7 @@ import msgspec
 
 from fine_tune_runner.dataset.taxonomy import Taxonomy
 from fine_tune_runner.errors import DataError
-from fine_tune_runner.evaluation.holdout import Holdout, Question
+from fine_tune_runner.evaluation.holdout import Holdout, Question, cause_key
 from fine_tune_runner.evaluation.nearest import CauseIndex, contrast
 from fine_tune_runner.evaluation.recall import Commitment, committed, recalled
 from fine_tune_runner.evaluation.similarity import floor, own_reference
@@ -92,11 +92,16 @@ def fingerprint(
     system_prompt: str | None,
     taxonomy: Taxonomy,
     holdout_sha256: str,
+    decisions_sha256: str = "",
 ) -> str:
-    """What a score depends on beside the model, as 16 hex digits; scores with two of them do not compare."""
+    """What a score depends on beside the model; scores with two of them do not compare.
+
+    16 hex digits, and after a "+" those of people's decisions, where there are any.
+    """
     causes = [msgspec.to_builtins(cause) for cause in taxonomy.causes.values()]
     parts = (SCORER_VERSION, embedder, msgspec.to_builtins(decoding), system_prompt, causes, holdout_sha256)
-    return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()[:16]
+    measured = hashlib.sha256(msgspec.json.encode(parts)).hexdigest()[:16]
+    return f"{measured}+{decisions_sha256}" if decisions_sha256 else measured
 
 
 def score(
@@ -120,6 +125,7 @@ def score(
         system_prompt=holdout.system_prompt,
         taxonomy=taxonomy,
         holdout_sha256=holdout.sha256,
+        decisions_sha256=holdout.decisions_sha256,
     )
     row_of = {question.id: row for row, question in enumerate(holdout.questions)}
     replies = sorted(
@@ -194,17 +200,25 @@ def _answer(
     stamp: str,
 ) -> Answer:
     commitment, cosine = judged or (None, None)
+    row = row_of[reply.question_id]
+    score = _right(commitment, holdout, row) if commitment else None
+    cause = commitment.cause if commitment else None
+    decided = holdout.decision(reply.question_id, reply.text) if commitment and reply.text else None
+    if decided is not None and score != float(decided.right):
+        score = float(decided.right)
+        cause = cause_key(holdout.questions[row]) if decided.right else None
     return Answer(
         question_id=reply.question_id,
         k=reply.k,
         text=reply.text,
-        score=_right(commitment, holdout, row_of[reply.question_id]) if commitment else None,
-        method=commitment.method if commitment else None,
+        score=score,
+        method="review" if decided else commitment.method if commitment else None,
         fingerprint=stamp,
         error=reply.error if judged else reply.error or "empty reply",
-        cause=commitment.cause if commitment else None,
+        cause=cause,
         similarity=cosine,
         tokens=reply.tokens,
+        decided_by=decided.who if decided else None,
     )
 
 

@@ -76,6 +76,7 @@ class Scorer:
             system_prompt=self.holdout.system_prompt,
             taxonomy=self._taxonomy,
             holdout_sha256=holdout_sha256,
+            decisions_sha256=self.holdout.decisions_sha256,
         )
 
     def card(self, answerers: Mapping[str, Answerer], model: Model, name: str, k: int) -> ScoreCard:

@@ -11,11 +11,18 @@ from typing import Literal
 
 import msgspec
 
-from fine_tune_runner.dataset.fingerprint import Fingerprint
+from fine_tune_runner.dataset.fingerprint import Fingerprint, row_sha256
 from fine_tune_runner.dataset.read import examples
 from fine_tune_runner.dataset.taxonomy import Taxonomy, cause_line, normalise
 from fine_tune_runner.dataset.validate import question_id
 from fine_tune_runner.errors import DataError
+from fine_tune_runner.evaluation.decisions import (
+    Decided,
+    answer_sha256,
+    decisions_path,
+    decisions_sha256,
+    read_decisions,
+)
 from fine_tune_runner.types import Example, Measure, Message, Prompt
 
 
@@ -55,17 +62,35 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
         own = {self.label} if self.label else set()
         return frozenset((own | set(self.accept)) - set(self.reject))
 
+    @property
+    def sha256(self) -> str:
+        """What a person's decision is about: the turns, the reference, and which labels are right."""
+        reference = Message(role="assistant", content=self.reference)
+        return row_sha256((*self.turns, reference), *sorted(self.right))
+
 
 class Holdout(msgspec.Struct, frozen=True, kw_only=True):
     """The questions of one evaluation in file order, and the measure that all of them allow.
 
     `sha256` is that of the whole file's content (Dataset.holdout_sha256), also where rows were left out.
+    `decided` is what people decided about answers to its questions: id → answer → decision.
     """
 
     questions: tuple[Question, ...]
     measure: Measure
     sha256: str = ""
     system_prompt: str | None = None
+    decided: dict[str, dict[str, Decided]] = {}
+
+    @property
+    def decisions_sha256(self) -> str:
+        """What scores on it owe to people, for the fingerprint; "" for nothing."""
+        return decisions_sha256(d for of_question in self.decided.values() for d in of_question.values())
+
+    def decision(self, question_id: str, text: str) -> Decided | None:
+        """What a person decided about this answer to this question."""
+        of_question = self.decided.get(question_id)
+        return of_question.get(answer_sha256(text)) if of_question else None
 
     def prompts(self, repeats: Collection[int]) -> list[Prompt]:
         """One prompt a question and repeat, repeats of one question side by side."""
@@ -78,8 +103,9 @@ class Holdout(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def load_holdout(path: Path, taxonomy: Taxonomy, system_prompt: str | None = None) -> Holdout:
-    """Read a holdout; with `system_prompt` every question is asked under it instead of its own.
+    """Read a holdout, and beside it what people decided about answers to its questions.
 
+    With `system_prompt` every question is asked under it instead of its own.
     Raises DataError for a row that is no chat example, and for two rows with the same id.
     """
     content = Fingerprint(holdout=True)
@@ -96,11 +122,14 @@ def load_holdout(path: Path, taxonomy: Taxonomy, system_prompt: str | None = Non
                 "give each its own eval.id"
             )
         seen[question.id] = line
+    known = read_decisions(decisions_path(path.parent))
+    about = {question.id: question.sha256 for question in questions} if known else {}
     return Holdout(
         questions=questions,
         measure=measure_of(questions),
         sha256=content.hexdigest(),
         system_prompt=system_prompt,
+        decided={row_id: dict(known[sha256]) for row_id, sha256 in about.items() if sha256 in known},
     )
 
 

@@ -139,6 +139,8 @@ def _side(label: str, answers: list[Answer], first: Answer | None, text: str, on
 def _why(answer: Answer | None) -> str:
     if answer is None or answer.method is None:
         return ""
+    if answer.decided_by:
+        return mask(f"decided by {answer.decided_by}")
     if answer.method == "committed" and answer.cause is None:
         return "it commits to several causes; counted as not recalled"
     return WHY.get(answer.method, answer.method)

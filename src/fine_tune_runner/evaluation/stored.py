@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from fine_tune_runner.dataset.read import published_sha256
 from fine_tune_runner.dataset.taxonomy import Taxonomy
 from fine_tune_runner.errors import DataError
 from fine_tune_runner.evaluation.answers import read_answers
@@ -51,7 +52,8 @@ def stand_in(stored: StoredAnswers, holdout: Holdout, taxonomy: Taxonomy) -> Sta
         answers, old = read_answers(stored.path), load_holdout(stored.holdout, taxonomy)
     except DataError as error:
         return StandIn(fault=f"its stored answers cannot be read: {error}")
-    if stored.holdout_sha256 != old.sha256:
+    # Labels that were confirmed since change no question.
+    if stored.holdout_sha256 not in (old.sha256, published_sha256(stored.holdout)):
         return StandIn(fault=f"{stored.holdout} was changed since its stored answers were given")
     new_id = {question.turns: question.id for question in holdout.questions}
     shared = {q.id: new_id[q.turns] for q in old.questions if q.turns in new_id}
