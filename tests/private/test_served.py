@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from tests.tiny_llama import make_tiny_llama
 
 from fine_tune_runner.errors import ConfigError, MissingModel, ParityError, ProviderError, ServingError
 from fine_tune_runner.line import model_of
+from fine_tune_runner.private.gguf_file import read_header
+from fine_tune_runner.private.merge import merge_gguf
 from fine_tune_runner.types import Decoding, Prompt
 
 
@@ -213,17 +216,61 @@ def test_a_replaced_model_is_not_asked(desk: Desk, server: OllamaServer) -> None
         pass
 
 
-def test_a_wrong_template_on_the_server_stops_the_run(desk: Desk, server: OllamaServer) -> None:
-    """Somebody exchanged the template between making and comparing."""
+def spoil(server: OllamaServer, change: Callable[[dict[str, Any]], None]) -> None:
+    """From now on the server makes something else than what it is asked for."""
     made = server.store.create
 
     def spoiled(request: Mapping[str, Any]) -> Iterator[dict[str, str]]:
-        return made({**request, "template": str(request["template"]).replace("assistant", "Assistant")})
+        other = dict(request)
+        change(other)
+        return made(other)
 
     server.store.create = spoiled  # type: ignore[method-assign]
-    with pytest.raises(ParityError, match="parity check, template"):
+
+
+def other_alpha(desk: Desk, server: OllamaServer, alpha: float) -> Callable[[dict[str, Any]], None]:
+    """A change that puts in a model with the same stamp whose adapter was merged with another alpha."""
+
+    def change(request: dict[str, Any]) -> None:
+        (digest,) = request["files"].values()
+        values = read_header(server.store.blob(digest)).values
+        (adapter,) = desk.client.glob("runs/*/attempt-1/adapter")
+        folder = shutil.copytree(adapter, desk.folder / f"adapter-{alpha}")
+        config = json.loads((folder / "adapter_config.json").read_text())
+        (folder / "adapter_config.json").write_text(json.dumps({**config, "lora_alpha": alpha}))
+        stamp = {key: str(values[key]) for key in values if key.startswith("ftr.")}
+        target = server.store.blob("sha256-spoiled")
+        merge_gguf(desk.base, folder, target, stamp=stamp, quantization="F16")
+        request["files"] = {"model.gguf": "sha256-spoiled"}
+
+    return change
+
+
+def other_template(request: dict[str, Any]) -> None:
+    request["template"] = str(request["template"]).replace("assistant", "Assistant")
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("template", "parity check, template: prompt 1 differs at token"),
+        ("adapter lost", "parity check, adapter lost: the served model is the bare base"),
+        ("scale", "parity check, log-probabilities: the served model is .* its scale, its base"),
+    ],
+)
+def test_a_parity_fault_stops_the_run_before_anything_is_registered(
+    desk: Desk, server: OllamaServer, fault: str, said: str
+) -> None:
+    changes = {
+        "template": other_template,
+        "adapter lost": other_alpha(desk, server, 1e-6),
+        "scale": other_alpha(desk, server, 32.0),  # four times
+    }
+    spoil(server, changes[fault])
+    with pytest.raises(ParityError, match=said):
         desk.submit(1)
     assert desk.runner().registry("small").entries() == ()
+    assert desk.of("evaluation started") == []
 
 
 def test_forgetting_takes_every_model_of_the_client_away(desk: Desk, server: OllamaServer) -> None:
