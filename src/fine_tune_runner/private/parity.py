@@ -23,7 +23,7 @@ NextTokens = Callable[[Sequence[int]], Mapping[int, float]]
 
 # Mean difference in nats that still counts as the same model; benchmarks/parity.py measures it. SmolLM2-135M
 # after 10 steps, which move log-probabilities by 1.4: 0.072 merged as F32 or F16, 0.073 as Q8_0, nearly all
-# of it from its Q4_1 base (llama.cpp rounds what a quantised matrix is multiplied with); a scale that is off by
+# of it from its Q4_1 base (llama.cpp rounds what a quantised matrix is multiplied with); a scale off by
 # a tenth gives 0.20, by half 0.87. The K kinds are not measured, only allowed for.
 TOLERANCE: Mapping[Quantization, float] = {
     "F32": 0.15,
