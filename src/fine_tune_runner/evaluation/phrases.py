@@ -65,6 +65,7 @@ _SYNONYMS = {
 _NEGATED_VERB = re.compile(
     r"\b(is|was|are|were|do|does|dos|did|has|have|had|ca|could|would|should|wo)'?n'?t\b", re.I
 )
+_IS = re.compile(r"\b(that|there|here|what)s\b", re.I)
 _SHORTHAND = re.compile(r"\bw/o\b", re.I)
 _WORD = re.compile(r"n't\b|[^\W_]+|[,;:()\u2013\u2014]")
 BREAKS = frozenset(",;:()\u2013\u2014")
@@ -73,7 +74,7 @@ _NOT_THERE = ("send", "set", "call", "present", "found", "install")
 NOBODY = frozenset({"nobody", "nothing", "nowhere"})
 _THERE = ("present", "set", "send", "found", "exist", "plac", "right", "correct", "fir")
 _FAULTS = ("wrong", "differ", "invalid", "expir", "broken")
-_RIGHT = ("right", "correct", "fin", "valid")
+_RIGHT = ("right", "correct", "fin", "valid", "equal", "sam", "identical", "match")
 _LOOSE = 3  # words of a phrase in another order: how many others may stand among them
 _SPELT = 6  # letters from which on one slip of the keyboard is forgiven
 
@@ -110,6 +111,7 @@ def fold(text: str) -> str:
     """NFKC, straight apostrophes, and negations as words of their own, so that spans are stable."""
     text = unicodedata.normalize("NFKC", text).replace("\u2019", "'")
     text = re.sub(r"\b([Dd])ata[ -](?=[Ll]ayer)", r"\1ata", _SHORTHAND.sub("without", text))
+    text = _IS.sub(r"\1's", text)
     text = _NEGATED_VERB.sub(r"\1n't", text)
     return re.sub(
         r"\b([Cc])a n't", r"\1an n't", re.sub(r"n't\b", " n't", re.sub(r"\b([Cc])annot\b", r"\1an not", text))
@@ -256,6 +258,8 @@ def _contrary(phrase: Phrase) -> Iterator[Phrase]:
         yield (*phrase[: denied[0]], *phrase[denied[0] + 1 :])
     if phrase[-1] == "missing" and len(phrase) >= 2:
         yield from ((*phrase[:-1], verb) for verb in _THERE)
+    if phrase[-1] in _FAULTS and len(phrase) >= 2:
+        yield from ((*phrase[:-1], word) for word in _RIGHT)
     if phrase[0] in _FAULTS and len(phrase) >= 2:
         yield from (form for word in _RIGHT for form in ((*phrase[1:], word), (word, *phrase[1:])))
 
@@ -269,6 +273,9 @@ class _Spelling:
         for word in sorted(self._known):
             if len(word) >= _SPELT and word.isalpha():
                 self._near |= dict.fromkeys(_slips(word), word)
+        for word, canonical in _SYNONYMS.items():
+            if len(word) >= _SPELT and canonical in self._known:
+                self._near |= dict.fromkeys(_slips(word), canonical)
         self._seen: dict[str, str] = {}
 
     def corrected(self, words: Sequence[Word]) -> list[Word]:

@@ -166,9 +166,12 @@ def _same_wording(reading: Reading, question: Question, taxonomy: Taxonomy) -> C
     label = question.label
     if label is None or label in reading.doubted or not set(reading.asserted) <= question.right:
         return None
-    if reading.withdrawn or reading.rivals or reading.refused >= 0 or reading.hedged > reading.last:
+    if reading.withdrawn or reading.rivals or max(reading.refused, reading.hedged) > reading.last:
         return None
-    if not wording(reading.plain, question, taxonomy).same:
+    if any(wording([text], question, taxonomy).covered > 0.05 for text in reading.refusals):
+        return None
+    told = wording(reading.plain, question, taxonomy)
+    if not told.same or (told.covered < 0.5 and wording(reading.plain[-1:], question, taxonomy).own < 0.1):
         return None
     return Commitment(label, "nearest", _short(" ".join(reading.plain)))
 

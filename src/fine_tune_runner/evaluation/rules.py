@@ -82,6 +82,7 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
             r"\b(?:maybe|perhaps|possibly|probably|presumably|potentially|conceivably|supposedly|allegedly|"
             r"plausibl[ey]|likely|likelihood|probability|chances are|apparently|seemingly|arguably)\b",
             r"\b(?:seems?|appears?|looks?|sounds?|feels?|smells?) (?:to|like|as|similar|that)\b",
+            r"\b(?:smell|reek|whiff|taste|hint|scent)s? of\b",
             r"\b(?:possibilit(?:y|ies)|candidates?|suspects?|suspicion|suspected|guess|hunch|hypothes[ie]s|"
             r"theory|speculat\w+)\b",
             r"\b(?:possible|potential|plausible) (?:root )?(?:causes?|reasons?|explanations?|culprits?)\b",
@@ -99,7 +100,8 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
             r"working assumption|"
             r"for now|pending|remains to be|yet to be|confidence|percent sure|% sure)\b",
             r"\bi (?:would )?(?:think|believe|assume|imagine|suppose|wonder)\b(?! i\b)",
-            r"\b(?:if|unless|whether|assuming|provided|in case|should it|either|or else|would|vielleicht|"
+            r"\b(?:(?<!as )if|unless|whether|assuming|provided|in case|should it|either|or else|would|"
+            r"vielleicht|"
             r"möglicherweise|wahrscheinlich|quizás|peut-être|probablemente|vermutlich|misschien)\b",
             r"\bpoints? (?:to|at|towards?) (?:either|several|more than)\b",
             r"\b(?:worth|let us|let's|needs?|have|has|want|remains?|yet) (?:to )?"
@@ -126,6 +128,9 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
             r"(?:would|'d) (?:\w+ )?(?:have )?(?:said|say|think|thought|blamed|guessed))\b",
             r"\b(?:your|their|his|her|the client's|the agency's) "
             r"(?:\w+ )?(?:guess|suspicion|theory|idea|assumption|hunch|diagnosis|claim|fear|belief)\b",
+            r"\b(?:says?|said|writes?|wrote|claims?|thinks?|believes?|insists?|argues?|suggests?|"
+            r"swears?|reckons?|"
+            r"suspects?|assumes?|states?|stated|told (?:me|us|you|them)) that\b",
             r"\b(?:according to|in the (?:words|opinion) of|as (?:you|they|the client) (?:put|say|said))\b",
             r"\b(?:initially|originally|at first|first) (?:\w+ )?(?:blamed|suspected|thought|assumed|"
             r"diagnosed)\b",
@@ -145,6 +150,11 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
             r"\b(?:resembl\w+|similar to|reminiscent|remind\w*|confus\w+|mistak\w+|mimic\w*|easily taken|"
             r"distinguish\w*|differs? from|compared? (?:to|with)|tempting|obvious suspect|easy to)\b",
             r"\b(?:for (?:example|instance)|such as|e\.g\.)",
+            r"^(?:what (?:is |was )?(?:i |we )?)?(?:checked|fine|ok|okay|healthy|excluded|ruled out|"
+            r"in order|passed|"
+            r"working|innocent|dismissed|eliminated|considered|rejected|tested|looked at|not the \w+|"
+            r"no issue|"
+            r"candidates|suspects|hypotheses|ideas|symptoms?|possible \w+)\b[^:.]{0,24}:",
         ),
     ),
     (
@@ -168,6 +178,8 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
             r"september|october|november|december)|already (?:been )?(?:fixed|solved|resolved|repaired|"
             r"corrected)|"
             r"in v\d+)\b",
+            r"\b(?:until|till) (?:last|then|recently|yesterday|\d|january|february|march|april|may|june|july|"
+            r"august|september|october|november|december|\w+day)\b",
             r"\b(?:was|were) (?:our|my|the|their) (?:\w+ )?(?:verdict|finding|diagnosis|answer|conclusion)\b",
             r"\b(?:last|from|of|in) (?:the )?(?:spring|summer|autumn|winter|january|february|march|"
             r"april|june|"
@@ -210,6 +222,7 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
         "takes back what was said",
         (
             r"^(?:edit|update|erratum|later)\s*:",
+            r"^(?:oh |ah |but )?(?:wait|hold on|hang on|actually|hmm+|sorry|oops|on reflection)\b",
             r"\b(?:checked again|looked again|double-checked and)\b",
             r"\b(?:everyone|everybody|they|you|he|she|both) (?:is|are|was|were) (?:all |both )?(?:wrong|"
             r"mistaken)\b",
@@ -257,6 +270,9 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
             r"renew|replace|update|open|go to|test|compute|normali[sz]e|hash|forward|generate|correct|"
             r"rule out|"
             r"compare|look|confirm|wait|inspect|have|let|try|change|reinstall|switch|start|stop|"
+            r"kill|fix|rename|press|hit|put|pick|strip|point|align|take|build|submit|trim|choose|tell|"
+            r"ask|give|turn|"
+            r"select|extend|adjust|restore|allow|clear|preserve|swap|rewrite|leave|"
             r"do)\b(?! cause)",
             r"\b(?:you|we|they) (?:should|must|need to|have to|can|could|ought to)\b",
         ),
@@ -328,7 +344,8 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
         "now",
         "turns from what was to what is",
         (
-            r"^(?:but |and )?(?:now|today|these days|currently|nowadays|at present|this time|"
+            r"^(?:but |and )?(?:in (?:your|this|our) case|now|today|these days|currently|nowadays|"
+            r"at present|this time|"
             r"meanwhile|since then|"
             r"by now)\b",
         ),
@@ -359,6 +376,7 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
             r"\b(?:put|set|leave|left|lay|laid) (?:that|it|this) (?:aside|behind|out)\b",
             r"\b(?:close|closed|tick|ticked|cross|crossed) (?:that|it|this)\b",
             r"\b(?:move|moved|moving) on\b",
+            r"\b(?:it|this|that) (?:has|have) been (?:there|fixed|set|in place|solved|corrected|done)\b",
             r"\b(?:nope|disagree|not here|not today|not any more|no longer)\b",
         ),
     ),
@@ -379,7 +397,8 @@ POINTS_BACK = re.compile(
 )
 # What stands after a name as its verdict: "X: ruled out", a table's row, a key of YAML.
 VERDICT_NO = re.compile(
-    r"\W{0,3}\s*[:=|\u2013\u2014-]+\s*(?:\w+\s)?(?:ruled out|out|no|not|nope|false|excluded|ok|okay|"
+    r"\W{0,3}\s*[:=|\u2013\u2014-]+\s*(?:\w+\s)?(?:ruled out|nothing|none|n/a|does not|do not|is not|"
+    r"absent from|out|no|not|nope|false|excluded|ok|okay|"
     r"fine|checked|healthy|"
     r"negative|rejected|dismissed|unlikely|innocent|refuted|\u2717|\u274c)(?!\w)",
     re.I,
@@ -405,6 +424,12 @@ DEFINES = re.compile(
     r"\s*(?:is|are) (?:an? (?!common|clear|plain|case)|when\b|what (?:you|we|one|people) (?:call|get)|"
     r"where\b|"
     r"the (?:name|term))|\s*(?:means|describes|refers to|occurs|happens when|arises)\b",
+    re.I,
+)
+# Draws the conclusion from what was said, and tells nothing else.
+CONCLUDES = re.compile(
+    r"^(?:hence|thus|therefore|that(?: is|'s) (?:all|why|where|how|what|it|your)|case closed|"
+    r"simple as that)\b",
     re.I,
 )
 # Said with a negator, meant as a plain yes; taken out before negation is looked for.

@@ -32,7 +32,16 @@ _QUOTE = re.compile(
 _SPEECH = re.compile(
     r"\b(?:sa(?:y|ys|id|ying)|wr(?:ite|ites|ote)|writ\w+|report\w*|claim\w*|ask\w*|told|tell\w*|mention\w*|"
     r"states?|stated|reads|quot\w+|note[sd]?|subject|complain\w*|message|words|ticket|comment\w*|"
-    r"schreib\w*|sagt\w*|meint\w*|dice|dijo|escrib\w+|dit|écrit|zegt|schrijft|scrive)\b[^.;]*$",
+    r"schreib\w*|sagt\w*|meint\w*|nenn\w+|list(?:s|ed)?|names?|calls?|puts?|parle\w*|dice|dijo|"
+    r"escrib\w+|dit|écrit|zegt|schrijft|scrive)\b[^.;]*$",
+    re.I,
+)
+_SPOKEN = re.compile(
+    r"[\s,]*(?:steht|heißt|lautet|schreibt|sagt|meint|says?|said|wrote|writes|read|reads|reported|"
+    r"is what|was the|"
+    r"as (?:the|your|you)|so (?:says|said)|according|dit|dice|the (?:ticket|agency|report|forum|"
+    r"vendor|plugin)|"
+    r"you (?:say|write|wrote|said)|they)\b|[\s,]*\u3068",
     re.I,
 )
 _BACK = re.compile(
@@ -107,7 +116,7 @@ def sentences(answer: str) -> list[Sentence]:
 
 def _without_quotes(block: str) -> str:
     def keep(match: re.Match[str]) -> str:
-        spoken = _SPEECH.search(block[: match.start()]) is not None
+        spoken = bool(_SPEECH.search(block[: match.start()]) or _SPOKEN.match(block, match.end()))
         claim = PATTERNS["strong"].search(match["said"]) is not None
         own = len(match["said"].split()) < 4 or (match["lead"] and not claim)
         if own and not spoken:

@@ -17,6 +17,7 @@ from fine_tune_runner.evaluation.rules import (
     CLAUSE,
     CLAUSE_AFTER,
     CONCEDED,
+    CONCLUDES,
     CONSEQUENCE,
     DEFINES,
     DENIED_COMMIT,
@@ -67,6 +68,7 @@ class Reading:
     strong: bool = False
     withdrawn: bool = False
     open: bool = False
+    refusals: list[str] = field(default_factory=list)
     refused: int = -1
     hedged: int = -1
     last: int = -1
@@ -89,7 +91,7 @@ def read(answer: str, phrases: Phrases, asked: str = "", reference: str = "") ->
     for index, sentence in enumerate(sentences(answer)):
         if sentence.after_fix and whole.affirmed:
             break
-        judged = judge(sentence.text, phrases)
+        judged = judge(sentence.text, phrases, known)
         if any(m[1].casefold() not in known for m in OTHER_PLACE.finditer(sentence.text)):
             judged = Reading(doubted={*judged.affirmed, *judged.asserted, *judged.doubted})
         if POINTS_BACK.match(sentence.text) and not judged.affirmed and not judged.withdrawn:
@@ -114,10 +116,12 @@ def _add(whole: Reading, judged: Reading, sentence: Sentence, index: int) -> Non
     whole.denied |= judged.denied
     whole.against |= dict.fromkeys(judged.denied, index)
     instruction = PATTERNS["fix_step"].search(text) and not judged.strong
-    if PATTERNS["hedge"].search(text) and not (judged.affirmed or judged.asserted or instruction):
+    doubts = [m for m in PATTERNS["hedge"].finditer(text) if not m[0].casefold().startswith("should")]
+    if doubts and not (judged.affirmed or judged.asserted or instruction):
         whole.hedged = index
     if PATTERNS["refusal"].search(text) and not judged.affirmed:
         whole.refused = index
+        whole.refusals.append(text)
     whole.against |= dict.fromkeys(_acquitted(text, whole.affirmed), index)
     if instruction or (sentence.after_fix and not judged.strong):
         return
@@ -134,9 +138,10 @@ def _add(whole: Reading, judged: Reading, sentence: Sentence, index: int) -> Non
     whole.asserted = judged.asserted | whole.asserted
     whole.said |= dict.fromkeys(judged.affirmed | judged.asserted, index)
     whole.commits += judged.commits
-    whole.plain += judged.plain
-    whole.last = index if judged.plain else whole.last
-    whole.rest = [] if judged.affirmed or judged.asserted else whole.rest + judged.plain
+    plain = [] if CONCLUDES.match(text) else judged.plain
+    whole.plain += plain
+    whole.last = index if plain else whole.last
+    whole.rest = [] if judged.affirmed or judged.asserted else whole.rest + plain
     whole.unnamed += judged.unnamed
 
 
@@ -149,7 +154,7 @@ def _acquitted(text: str, affirmed: Mapping[str, str]) -> list[str]:
     return [label for label, said in affirmed.items() if told & {word.text for word in words_of(said)}]
 
 
-def judge(sentence: str, phrases: Phrases) -> Reading:
+def judge(sentence: str, phrases: Phrases, known: str = "") -> Reading:
     """What one sentence affirms and doubts, arm by arm: "it looks like X, but the cause is Y"."""
     text = CONCEDED.sub(_blank, AFFIRMING.sub(_blank, sentence))
     found = Reading()
@@ -160,12 +165,12 @@ def judge(sentence: str, phrases: Phrases) -> Reading:
         if retract and start <= retract.start() < start + len(arm):
             found = Reading(withdrawn=True)
             arm = arm[retract.end() - start :]
-        carried = _judge_arm(arm, phrases, found, carried, sentence)
+        carried = _judge_arm(arm, phrases, found, carried, sentence, known)
         start = turn.end() if turn else start
     return found
 
 
-def _judge_arm(arm: str, phrases: Phrases, found: Reading, carried: bool, sentence: str) -> bool:
+def _judge_arm(arm: str, phrases: Phrases, found: Reading, carried: bool, sentence: str, known: str) -> bool:
     """Add one arm to `found`; True where it denied its commitment, which the next arm then takes up."""
     whole = arm
     arm = _cut_consequence(arm, phrases)
@@ -173,7 +178,7 @@ def _judge_arm(arm: str, phrases: Phrases, found: Reading, carried: bool, senten
     strong, commits, live = _commitments(arm, mentions)
     if carried and mentions and len(arm[: mentions[0].start].split()) <= 3:
         live.append(0)
-    if _dropped(arm, mentions) or sentence.rstrip("\"')").endswith("?"):
+    if _dropped(arm, mentions, known) or sentence.rstrip("\"')").endswith("?"):
         labels = {m.label for m in mentions}
         found.doubted |= labels
         if found.affirmed or PATTERNS["alternative"].search(arm):
@@ -273,11 +278,12 @@ def _cut_consequence(arm: str, phrases: Phrases) -> str:
     return arm[: cut.start()] if cut else arm
 
 
-def _dropped(arm: str, mentions: list[Mention]) -> bool:
+def _dropped(arm: str, mentions: list[Mention], known: str = "") -> bool:
     return any(
         MODAL.match(m[0]) or not _inside(m.start(), m.end(), mentions)
         for kind in _DROPS
         for m in PATTERNS[kind].finditer(arm)
+        if kind != "elsewhere" or m[0].casefold() not in known
     )
 
 

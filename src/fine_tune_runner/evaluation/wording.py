@@ -20,10 +20,10 @@ from fine_tune_runner.evaluation.phrases import BREAKS, words_of
 from fine_tune_runner.evaluation.rules import PATTERNS
 from fine_tune_runner.evaluation.sentences import sentences
 
-COVERED = 0.22  # least share of the reference's words, by weight, that the answer must say
-OWN = 0.40  # least share of the answer's words, by weight, that reference and definition know
+# (least share of the reference's words that is said, least share of what is said that belongs to it): the
+# less of the reference is said, the less else may be.
+ENOUGH = ((0.22, 0.75), (0.30, 0.50), (0.35, 0.40), (0.55, 0.0))
 ELSE = 0.22  # below this share of common words, both ways, a passage is about something else
-MOSTLY = 0.45  # from this share on the answer may say as much else as it likes
 WORDS = 3  # least number of shared words that the question does not say already
 ECHO_WEIGHT = 0.3  # of a word that the question says as well
 _REACH = {"no": 2, "not": 1, "nothing": 1, "nobody": 1}  # words denied: "no History Change", "never sends"
@@ -96,14 +96,13 @@ class Wording:
     @property
     def other(self) -> bool:
         """Whether something else is told here, at length."""
-        return self.words >= 6 and self.own < ELSE and self.covered < ELSE
+        return self.words >= 5 and self.own < ELSE and self.covered < ELSE
 
     @property
     def same(self) -> bool:
         """Whether that is enough to say that the answer means the same."""
-        told = self.own >= OWN or self.covered >= MOSTLY
-        words = self.new_words >= WORDS - (self.covered >= 0.35)
-        return self.covered >= COVERED and told and words and not self.denied
+        enough = any(self.covered >= covered and self.own >= own for covered, own in ENOUGH)
+        return enough and self.new_words >= WORDS and not self.denied
 
 
 def wording(said: Sequence[str], question: Question, taxonomy: Taxonomy) -> Wording:
