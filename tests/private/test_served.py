@@ -22,6 +22,9 @@ from fine_tune_runner.errors import ConfigError, MissingModel, ParityError, Prov
 from fine_tune_runner.line import model_of
 from fine_tune_runner.private.gguf_file import read_header
 from fine_tune_runner.private.merge import merge_gguf
+from fine_tune_runner.private.track import Embedded
+from fine_tune_runner.prune import prune
+from fine_tune_runner.settings import load_client
 from fine_tune_runner.types import Decoding, Prompt
 
 
@@ -280,6 +283,16 @@ def test_forgetting_takes_every_model_of_the_client_away(desk: Desk, server: Oll
     assert server.names == {"small-client:mine"}
 
 
+def test_without_the_host_its_models_are_not_taken_for_deleted(desk: Desk) -> None:
+    job = desk.submit(1)
+    settings = desk.runner().settings
+    embedded = Embedded(settings, load_client(settings, "small"))
+    for runs, models in (([job.run_id], []), ([], ["small-client:v1"])):
+        with pytest.raises(ServingError, match="is at an Ollama host; set OLLAMA_HOST"):
+            embedded.forget(runs, models)
+    assert embedded.forget([], ["small-client:v2"]) == ()
+
+
 def test_a_failed_call_is_a_reply_with_its_reason(desk: Desk, server: OllamaServer) -> None:
     desk.submit(1)
     model = model_of(desk.active())
@@ -374,3 +387,9 @@ def test_another_attempt_replaces_the_model_of_one_that_failed(desk: Desk, serve
     stored = server.store.find("small-client:v1")
     assert server.store.info(stored)["ftr.run_id"] == job.run_id
     assert desk.active().run_id == job.run_id
+
+
+def test_pruning_takes_an_archived_model_off_the_host(in_service: Desk, server: OllamaServer) -> None:
+    prune(in_service.runner(), "small", keep=0)
+    assert server.names == {"small-client:v2", LATEST}
+    assert not list(in_service.client.glob("runs/small-v1-*/attempt-1"))

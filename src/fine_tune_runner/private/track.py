@@ -256,7 +256,15 @@ class Embedded:
         return None
 
     def forget(self, run_ids: Sequence[str], model_ids: Sequence[str]) -> tuple[str, ...]:
-        """Everything lies in the client's folder."""
+        """Everything lies in the client's folder; ServingError where a run put its model elsewhere."""
+        ours = f"{self._client.id}-client:"
+        named = [f"{self._client.id}-{m.removeprefix(ours)}-b-*" for m in model_ids if m.startswith(ours)]
+        for run in (*run_ids, *named):
+            for step in (self._client.dir / "runs").glob(f"{run}/steps/*-host.json"):
+                raise ServingError(
+                    f"the model of run {step.parts[-3]} is at an Ollama host; set OLLAMA_HOST, so that it is "
+                    "deleted there"
+                )
         return ()
 
     def _check_artifact(self, model: Model) -> None:
