@@ -17,7 +17,7 @@ import msgspec
 
 from fine_tune_runner.types import Place, Run, RunContext, Step
 from fine_tune_runner.workflow.durable import Durable
-from fine_tune_runner.workflow.engine import Event
+from fine_tune_runner.workflow.engine import Event, Patience
 
 ROOT = Path(__file__).parents[2]
 
@@ -129,8 +129,33 @@ def wait_until(seen: Callable[[], bool], child: subprocess.Popen[str] | None = N
         time.sleep(0.02)
 
 
+def work(folder: Path, steps: Steps, url: str) -> None:
+    """Be a worker on PostgreSQL, for ever; one that hangs is given up after 3 s."""
+    told = Durable(
+        folder,
+        steps.plan,
+        clock,
+        url=url,
+        notice=lambda text: print(text, flush=True),
+        patience=Patience(grace_s=1.0, hang_s=3.0),
+    )
+    asked: list[bool] = []
+
+    def stopped() -> bool:
+        """Asked before the engine starts, and again and again once it is up."""
+        asked.append(True)
+        if len(asked) == 2:
+            print("ready", flush=True)
+        return False
+
+    told.work(stopped)
+
+
 def main(folder: Path, what: str, client: str = "hre") -> None:
     """`slow`: a run whose training lasts a minute; `die`: one that ends the process in mid-training."""
+    if what in ("work", "work-slow"):
+        work(folder, Steps(folder, train=slowly if what == "work-slow" else briefly), client)
+        return
     steps = {
         "slow": Steps(folder, train=slowly),
         "die": Steps(folder, train=lambda context: os._exit(9)),

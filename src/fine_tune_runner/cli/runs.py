@@ -167,6 +167,8 @@ def go_on(run_id: str, poll_s: float | None, yes: bool, as_json: bool) -> int:
     listener = JsonLines() if as_json else Transcript(name)
     line = runner(poll_s, listener=listener, confirm=confirm(yes))
     try:
+        if yes:
+            line.engine.approve(run)
         job = line.start(run)
     finally:
         listener.close()

@@ -92,6 +92,8 @@ def submit_command(
         run = line.run_for(request)
         if not as_json:
             echo(f"Track {run.track}: {run.track_reason}", err=True)
+        if yes:
+            line.engine.approve(run)
         job = line.start(run)
     finally:
         listener.close()

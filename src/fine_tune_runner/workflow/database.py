@@ -11,7 +11,7 @@ import hashlib
 import socket
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -198,6 +198,15 @@ class Database:
         for workflow in again:
             self.client.resume_workflow(workflow.id, queue_name=workflow.queue)
         return [w.id for w in again]
+
+    def pending(self, executor_id: str) -> list[str]:
+        """The workflows that an executor has taken."""
+        return [w.id for w in self._list(status="PENDING", executor_id=executor_id)]
+
+    def put_back(self, workflow_ids: Collection[str]) -> None:
+        """Let workflows be taken off their own queues again."""
+        for workflow in self._list(workflow_ids=list(workflow_ids)) if workflow_ids else []:
+            self.client.resume_workflow(workflow.id, queue_name=workflow.queue)
 
     def strangers(self) -> list[Waiting]:
         """Unfinished workflows of another application version: nobody will ever touch them."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from fine_tune_runner.errors import RunError, RunnerError
 from fine_tune_runner.files import lock_owner, locked
 from fine_tune_runner.types import PLACES, Clock, Place, Run
-from fine_tune_runner.workflow.engine import Event, Plan, RunState
+from fine_tune_runner.workflow.engine import PATIENCE, Event, Patience, Plan, RunState
 from fine_tune_runner.workflow.record import Record, Tail, alive, interrupted
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ class Durable:
         listener: Callable[[Event], None] = lambda _event: None,
         notice: Callable[[str], None] = lambda _text: None,
         labels: Sequence[str] = ("private",),
+        patience: Patience = PATIENCE,
     ) -> None:
         self.folder = data_dir / ".fine-tune"
         self.record = Record(data_dir, clock)
@@ -48,6 +49,8 @@ class Durable:
         self.notice = notice
         self._listener = listener
         self._labels = labels
+        self._patience = patience
+        self._away = False
 
     def find(self, run_id: str) -> RunState:
         """The state of one run; RunError where there is none of that name."""
@@ -125,6 +128,8 @@ class Durable:
                         if database.embedded:  # whoever had the engine before is dead
                             database.recover(dead=lambda _id: True, wanted=executor.wanted)
                         while not stopped() and not executor.lost.is_set():
+                            with self._patient(database):
+                                executor.sweep()
                             time.sleep(LOOK_S)
                 except BlockingIOError as error:
                     raise RunError(
@@ -164,6 +169,7 @@ class Durable:
                 labels=self._labels if labels is None else labels,
                 notice=self.notice,
                 listener=listener,
+                patience=self._patience,
             )
             executor.start()
             try:
@@ -205,9 +211,13 @@ class Durable:
         self, database: Database, executor: Executor, run: Run, workflow_id: str, tail: Tail
     ) -> dict[str, Any]:
         try:
-            while (ended := database.outcome(workflow_id)) is None:
+            ended = None
+            while ended is None:
                 self._hear(tail)
                 time.sleep(LOOK_S)
+                with self._patient(database):
+                    executor.sweep()
+                    ended = database.outcome(workflow_id)
         except KeyboardInterrupt:
             executor.stop()
             self._hear(tail)
@@ -217,6 +227,19 @@ class Durable:
         if bug := executor.bugs.get(run.run_id):
             raise bug
         return ended
+
+    @contextlib.contextmanager
+    def _patient(self, database: Database) -> Iterator[None]:
+        """Wait for a database that is away; it is said once."""
+        try:
+            with database.one_line():
+                yield
+            self._away = False
+        except RunError as error:
+            if not self._away:
+                self.notice(str(error))
+            self._away = True
+            time.sleep(1.0)
 
     def _hear(self, tail: Tail) -> None:
         for event in tail.read():

@@ -26,6 +26,16 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     data: dict[str, Any] = {}
 
 
+class Patience(msgspec.Struct, frozen=True, kw_only=True):
+    """Seconds that a worker must be gone before another one does its runs, or hang to count as gone."""
+
+    grace_s: float = 5.0
+    hang_s: float = 15.0
+
+
+PATIENCE = Patience()
+
+
 class RunState(msgspec.Struct, frozen=True, kw_only=True):
     """How far a run is: steps on record, the last thing that happened, and who holds it.
 

@@ -14,10 +14,11 @@ import logging
 import os
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
+import sqlalchemy
 from dbos import DBOS, DBOSPortableJSONSerializer, SetEnqueueOptions, SetWorkflowID
 from dbos._error import DBOSAwaitedWorkflowCancelledError
 
@@ -25,12 +26,13 @@ from fine_tune_runner.errors import Interrupted, NeedsApproval, PolicyError, Run
 from fine_tune_runner.files import locked
 from fine_tune_runner.types import PLACES, Place, Run, Step
 from fine_tune_runner.workflow.database import APP, APP_VERSION, POLL_S, Database, host, queue_name
-from fine_tune_runner.workflow.engine import Event, Plan
+from fine_tune_runner.workflow.engine import PATIENCE, Event, Patience, Plan
 from fine_tune_runner.workflow.record import Record, StepContext, finish, outcome, perform
 
 if TYPE_CHECKING:
     from fine_tune_runner.workflow.lease import Lease
 
+SWEEP_S = 2.0
 Outcome = dict[str, Any]  # {"state": "done" | the state of the run, "code", "message"}
 
 
@@ -54,6 +56,7 @@ class Executor:
         labels: Sequence[str] = (),
         notice: Callable[[str], None] = lambda _text: None,
         listener: Callable[[Event], None] = lambda _event: None,
+        patience: Patience = PATIENCE,
     ) -> None:
         self._record = record
         self._plan = plan
@@ -67,8 +70,11 @@ class Executor:
         # Never that of an earlier process: at its start DBOS takes up whatever bears its executor's id.
         self.id = f"{host()}-{os.getpid()}-{time.time_ns():x}"
         self.bugs: dict[str, BaseException] = {}
+        self._active: set[str] = set()
+        self._dropped: set[str] = set()
+        self._swept = 0.0
         self.lost = threading.Event()  # its runs were taken over by another worker
-        self._lease = _lease(database, self) if not database.embedded else None
+        self._lease = _lease(database, self, patience) if not database.embedded else None
 
     def start(self) -> None:
         """Begin to take work off the queues; names loudly what belongs to another application version."""
@@ -94,11 +100,11 @@ class Executor:
 
         @DBOS.workflow(name="run", max_recovery_attempts=None)
         async def run(client_id: str, run_id: str) -> Outcome:
-            return await self._run(self._record.load(client_id, run_id))
+            return await self._tracked(self._run(self._record.load(client_id, run_id)))
 
         @DBOS.workflow(name="leg", max_recovery_attempts=None)
         async def leg(client_id: str, run_id: str, steps: list[str], queue: str) -> Outcome:
-            return await self._leg(self._record.load(client_id, run_id), steps, queue)
+            return await self._tracked(self._leg(self._record.load(client_id, run_id), steps, queue))
 
         self._leg_workflow = leg
         DBOS.listen_queues(queues)
@@ -115,6 +121,20 @@ class Executor:
             return False
         return not events or events[-1].event != "run interrupted"
 
+    def active(self) -> set[str]:
+        """The workflows that this process is doing."""
+        return set(self._active)
+
+    def sweep(self) -> None:
+        """Put back what this process has dropped because the database was away; to be called now and then."""
+        if time.monotonic() - self._swept < SWEEP_S:
+            return
+        self._swept = time.monotonic()
+        dropped = set(self._database.pending(self.id)) - self._active
+        # Seen twice, for one that was just taken off its queue is not active at once.
+        self._database.put_back(self._dropped & dropped)
+        self._dropped = dropped
+
     def give_up(self) -> None:
         """Stop every step: another worker has taken over."""
         self._stopping.set()
@@ -130,6 +150,18 @@ class Executor:
         DBOS.destroy(destroy_registry=True)
         if self._lease is not None:
             self._lease.stop()
+
+    async def _tracked(self, work: Coroutine[Any, Any, Outcome]) -> Outcome:
+        """Let a workflow go, without a word to the database, where that is away; `sweep` takes it up."""
+        name = str(DBOS.workflow_id)
+        self._active.add(name)
+        try:
+            return await work
+        except sqlalchemy.exc.SQLAlchemyError as error:
+            self.notice(f"{name} waits for the database: {_first_line(error)}")
+            raise asyncio.CancelledError from None
+        finally:
+            self._active.discard(name)
 
     async def _run(self, run: Run) -> Outcome:
         """All that is left of a run; each next leg is decided by what is on record."""
@@ -174,8 +206,7 @@ class Executor:
                 return await self._in_thread(lambda: self._answered(run, work))
             except Stopping:
                 # Neither a result nor an error: whoever takes the workflow over does this step again.
-                future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-                return await future
+                raise asyncio.CancelledError from None
 
         return await DBOS.run_step_async({"name": name}, body)
 
@@ -303,10 +334,22 @@ def _alone(context: StepContext) -> Iterator[None]:
         yield
 
 
-def _lease(database: Database, executor: Executor) -> Lease:
+def _first_line(error: sqlalchemy.exc.SQLAlchemyError) -> str:
+    return str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
+
+
+def _lease(database: Database, executor: Executor, patience: Patience) -> Lease:
     from fine_tune_runner.workflow.lease import Lease
 
-    return Lease(database, executor.id, lost=executor.give_up, notice=executor.notice, wanted=executor.wanted)
+    return Lease(
+        database,
+        executor.id,
+        lost=executor.give_up,
+        notice=executor.notice,
+        wanted=executor.wanted,
+        active=executor.active,
+        patience=patience,
+    )
 
 
 def _log_to(notice: Callable[[str], None]) -> None:

@@ -9,22 +9,21 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import psycopg
 
 from fine_tune_runner.errors import RunError
 from fine_tune_runner.workflow.database import Database, lock_key
+from fine_tune_runner.workflow.engine import Patience
 
 BEAT_S = 1.0
-HANG_S = 15.0  # a session without a beat for so long is ended by the server
-GRACE_S = 5.0  # how long a worker must have been gone before its runs are taken over
 
 
 class Lease:
     """Holds `executor_id` on PostgreSQL and takes over the work of executors whose lock is free.
 
-    `lost` is called once where another might have taken over: this worker must stop what it does. `wanted`
+    `lost` is called once where another has taken over what is `active` here: this worker must stop. `wanted`
     says which runs are taken up at all.
     """
 
@@ -35,20 +34,19 @@ class Lease:
         *,
         lost: Callable[[], None],
         notice: Callable[[str], None],
-        wanted: Callable[[str], bool] = lambda _run_id: True,
-        grace_s: float = GRACE_S,
-        hang_s: float = HANG_S,
+        wanted: Callable[[str], bool],
+        active: Callable[[], Collection[str]],
+        patience: Patience,
     ) -> None:
         self._database = database
         self._executor_id = executor_id
         self._lost = lost
         self._notice = notice
         self._wanted = wanted
-        self._grace_s = grace_s
-        self._hang_s = hang_s
+        self._active = active
+        self._patience = patience
         self._ended = threading.Event()
         self._missing: dict[str, float] = {}
-        self._mine: list[str] = []
         self._thread = threading.Thread(target=self._beat, daemon=True)
 
     def start(self) -> None:
@@ -69,7 +67,7 @@ class Lease:
     def _connect(self) -> psycopg.Connection:
         url = self._database.url.replace("postgresql+psycopg://", "postgresql://")
         session = psycopg.connect(url, autocommit=True, connect_timeout=5)
-        session.execute(f"SET idle_session_timeout = {int(self._hang_s * 1000)}")
+        session.execute(f"SET idle_session_timeout = {int(self._patience.hang_s * 1000)}")
         row = session.execute("SELECT pg_try_advisory_lock(%s)", (lock_key(self._executor_id),)).fetchone()
         if row is None or not row[0]:
             session.close()
@@ -85,10 +83,9 @@ class Lease:
                     self._session = self._connect()
                     self._notice(f"PostgreSQL is back after {time.monotonic() - away_since:.0f} s")
                     away_since = None
-                    if self._session.execute(TAKEN, (self._mine, self._executor_id)).fetchone():
+                    if self._session.execute(TAKEN, (list(self._active()), self._executor_id)).fetchone():
                         self._lost()
                         return
-                self._mine = [row[0] for row in self._session.execute(MINE, (self._executor_id,)).fetchall()]
                 self._reap()
             except (psycopg.Error, RunError) as error:
                 with contextlib.suppress(psycopg.Error):
@@ -107,7 +104,7 @@ class Lease:
             holders = {row[0] for row in self._session.execute(HOLDERS).fetchall()}
             now = time.monotonic()
             self._missing = {name: self._missing.get(name, now) for name in holders if self._free(name)}
-            dead = {name for name, since in self._missing.items() if now - since >= self._grace_s}
+            dead = {name for name, since in self._missing.items() if now - since >= self._patience.grace_s}
             if dead:
                 with self._database.one_line():
                     taken = self._database.recover(dead=dead.__contains__, wanted=self._wanted)
@@ -127,7 +124,6 @@ class Lease:
         return bool(row and row[0])
 
 
-MINE = "SELECT workflow_uuid FROM dbos.workflow_status WHERE status = 'PENDING' AND executor_id = %s"
 TAKEN = (
     "SELECT 1 FROM dbos.workflow_status WHERE workflow_uuid = ANY(%s) "
     "AND (status = 'ENQUEUED' OR (status = 'PENDING' AND executor_id <> %s))"
