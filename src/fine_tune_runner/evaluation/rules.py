@@ -80,7 +80,7 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
             r"\b(?:may|might|could|would|should) (?:well |also |just |still |very well |easily |even )?"
             r"(?:be|have|come|stem|explain|cause|point|result|lie|look|not|indicate|suggest)\b",
             r"\b(?:maybe|perhaps|possibly|probably|presumably|potentially|conceivably|supposedly|allegedly|"
-            r"plausibl[ey]|likely|likelihood|probability|chances are|apparently|seemingly|arguably)\b",
+            r"plausibl[ey]|likely|likelihood|probability|chances?\b|odds\b|apparently|seemingly|arguably)\b",
             r"\b(?:seems?|appears?|looks?|sounds?|feels?|smells?) (?:to|like|as|similar|that)\b",
             r"\b(?:smell|reek|whiff|taste|hint|scent)s? of\b",
             r"\b(?:possibilit(?:y|ies)|candidates?|suspects?|suspicion|suspected|guess|hunch|hypothes[ie]s|"
@@ -178,6 +178,9 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
             r"september|october|november|december)|already (?:been )?(?:fixed|solved|resolved|repaired|"
             r"corrected)|"
             r"in v\d+)\b",
+            r"^(?:before|until|prior to|when|back)\b[^;]*\b(?:was|were|had|did)\b",
+            r"\b(?:separate|unrelated) (?:app|issue|problem|matter|question|thing|topic|tag|system|"
+            r"account|site)\b",
             r"\b(?:until|till) (?:last|then|recently|yesterday|\d|january|february|march|april|may|june|july|"
             r"august|september|october|november|december|\w+day)\b",
             r"\b(?:was|were) (?:our|my|the|their) (?:\w+ )?(?:verdict|finding|diagnosis|answer|conclusion)\b",
@@ -344,7 +347,8 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
         "now",
         "turns from what was to what is",
         (
-            r"^(?:but |and )?(?:in (?:your|this|our) case|now|today|these days|currently|nowadays|"
+            r"^(?:but |and )?(?:in (?:your|this|our) case|bei (?:ihnen|euch|dir)|chez vous|en su caso|"
+            r"now|today|these days|currently|nowadays|"
             r"at present|this time|"
             r"meanwhile|since then|"
             r"by now)\b",
@@ -411,9 +415,10 @@ VERDICT_YES = re.compile(
 # A place or platform a sentence speaks of; whether the question does too is looked up.
 OTHER_PLACE = re.compile(
     r"\b(?:for|in|on|of|hurts?|breaks?|affects?|concerns?) (?:the|your|our|their) "
-    r"(?!this|same|whole|entire|live|main|current)((?:\w+ )(?:store|shop|market|property|site|app|"
+    r"(?!this|same|whole|entire|live|main|current)((?:\w+ )(?:store|shop|market|feed|brand|domain|"
+    r"property|site|app|"
     r"campaigns?)|"
-    r"(?:google )?ads|meta|ga4|tiktok|pinterest|linkedin|bing|microsoft ads|facebook)"
+    r"(?:google )?ads|meta|ga4|tiktok|pinterest|linkedin|bing|microsoft ads|facebook|instagram|whatsapp)"
     r"(?: (?:tag|account|pixel|conversions?))?\b",
     re.I,
 )
@@ -421,7 +426,8 @@ OTHER_PLACE = re.compile(
 MODAL = re.compile(r"(?:can|could|may|might|would|should|perhaps|probably|possibly|likely|maybe)\b", re.I)
 # What makes the sentence about a name a definition of it.
 DEFINES = re.compile(
-    r"\s*(?:is|are) (?:an? (?!common|clear|plain|case)|when\b|what (?:you|we|one|people) (?:call|get)|"
+    r"[:,]?\s*(?:that |this |it )?(?:is|are|'s) (?:an? (?!common|clear|plain|case)|when\b|what (?:you|"
+    r"we|one|people) (?:call|get)|"
     r"where\b|"
     r"the (?:name|term))|\s*(?:means|describes|refers to|occurs|happens when|arises)\b",
     re.I,
@@ -453,7 +459,7 @@ CONCEDED = re.compile(
     re.I,
 )
 # Where a clause ends for a denial that came before (a list "not X, Y and Z" stays one clause at "and").
-CLAUSE = re.compile(r"[,;:()\u2013\u2014]|\s-\s|\b(?:so|which|while)\b", re.I)
+CLAUSE = re.compile(r"[=-]>|\u2192|[,;:()\u2013\u2014]|\s-\s|\b(?:so|which|while)\b", re.I)
 # Where it ends for a denial that comes after.
 CLAUSE_AFTER = re.compile(
     CLAUSE.pattern

@@ -32,7 +32,7 @@ _QUOTE = re.compile(
 _SPEECH = re.compile(
     r"\b(?:sa(?:y|ys|id|ying)|wr(?:ite|ites|ote)|writ\w+|report\w*|claim\w*|ask\w*|told|tell\w*|mention\w*|"
     r"states?|stated|reads|quot\w+|note[sd]?|subject|complain\w*|message|words|ticket|comment\w*|"
-    r"schreib\w*|sagt\w*|meint\w*|nenn\w+|list(?:s|ed)?|names?|calls?|puts?|parle\w*|dice|dijo|"
+    r"schreib\w*|sagt\w*|meint\w*|nenn\w+|heiß\w*|laut\w*|list(?:s|ed)?|names?|calls?|puts?|parle\w*|dice|dijo|"
     r"escrib\w+|dit|écrit|zegt|schrijft|scrive)\b[^.;]*$",
     re.I,
 )

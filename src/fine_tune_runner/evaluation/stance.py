@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from fine_tune_runner.evaluation.phrases import Mention, Phrases, fold, words_of
 from fine_tune_runner.evaluation.rules import (
@@ -38,6 +39,7 @@ _DROPS: tuple[Kind, ...] = ("hedge", "attributed", "general", "elsewhere", "echo
 _VERDICT_WORDS = frozenset(
     {"root", "caus", "problem", "issu", "reason", "no", "not", "so", ",", ";", ":", "(", ")"}
 )
+_OR = re.compile(r"\W*or(?: an?| the| that)?\W*", re.I)
 _TROUBLE = re.compile(r"\s*(?:problem|issue|error|fault|trouble|bug)s?\b", re.I)
 _BE = re.compile(r"\b(?:is|was|are|were|be|been|'s|ist|war|est|es|è)\s*$", re.I)
 
@@ -112,7 +114,7 @@ def _add(whole: Reading, judged: Reading, sentence: Sentence, index: int) -> Non
         whole.plain.clear()
         whole.withdrawn = True
     whole.doubted |= judged.doubted
-    whole.open |= PATTERNS["open"].search(text) is not None
+    whole.open |= judged.open or PATTERNS["open"].search(text) is not None
     whole.denied |= judged.denied
     whole.against |= dict.fromkeys(judged.denied, index)
     instruction = PATTERNS["fix_step"].search(text) and not judged.strong
@@ -188,6 +190,7 @@ def _judge_arm(arm: str, phrases: Phrases, found: Reading, carried: bool, senten
     found.denied |= {m.label for m in denied}
     found.doubted |= found.denied
     looked_at = PATTERNS["looked"].search(arm)
+    found.open |= any(_OR.fullmatch(arm[a.end : b.start]) for a, b in pairwise(mentions))
     for mention in mentions:
         if mention in denied:
             continue
