@@ -17,6 +17,11 @@ from tests.crash.matrix import check, kill_until_done, write_clients
 WAVE = 5
 
 
+def say(text: str) -> None:
+    """How far it is."""
+    print(text, flush=True)
+
+
 def main() -> None:
     """Kill, check, print what was counted."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -32,9 +37,7 @@ def main() -> None:
         for wave, first in enumerate(waves):
             names += write_clients(data, min(WAVE, words.runs - first), first)
             left = words.kills * (wave + 1) // len(waves) - hit
-            hit += kill_until_done(
-                data, server, words.seed + wave, left, lambda text: print(text, flush=True)
-            )
+            hit += kill_until_done(data, server, words.seed + wave, left, say)
         check(data, server, names)
         jobs = len(server.account.jobs)
         assert server.wrong == []

@@ -171,8 +171,9 @@ def test_every_help_text_has_an_example(command: str) -> None:
 def test_reading_commands_load_nothing_heavy() -> None:
     code = (
         "import sys, fine_tune_runner.cli.status, fine_tune_runner.cli.history\n"
+        "import fine_tune_runner.cli.runs, fine_tune_runner.cli.logs\n"
         "heavy = {'torch', 'transformers', 'onnxruntime', 'xllamacpp', 'gguf', 'tokenizers', 'rich'}\n"
-        "heavy |= {'openai', 'sqlite3', 'jinja2'}\n"
+        "heavy |= {'openai', 'sqlite3', 'jinja2', 'dbos', 'sqlalchemy', 'psycopg'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -181,7 +182,8 @@ def test_reading_commands_load_nothing_heavy() -> None:
 
 def test_commands_are_where_the_table_says() -> None:
     for command, module in COMMANDS.items():
-        assert hasattr(importlib.import_module(f"fine_tune_runner.cli.{module}"), f"{command}_command")
+        name = f"{command.replace('-', '_')}_command"
+        assert hasattr(importlib.import_module(f"fine_tune_runner.cli.{module}"), name)
 
 
 def help_text(command: str | None) -> str:
