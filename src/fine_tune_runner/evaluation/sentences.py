@@ -36,6 +36,7 @@ _SPEECH = re.compile(
     r"escrib\w+|dit|écrit|zegt|schrijft|scrive)\b[^.;]*$",
     re.I,
 )
+_LED_IN = 200  # characters before a quotation in which its speaker is looked for
 _SPOKEN = re.compile(
     r"[\s,]*(?:steht|heißt|lautet|schreibt|sagt|meint|says?|said|wrote|writes|read|reads|reported|"
     r"is what|was the|"
@@ -116,7 +117,10 @@ def sentences(answer: str) -> list[Sentence]:
 
 def _without_quotes(block: str) -> str:
     def keep(match: re.Match[str]) -> str:
-        spoken = bool(_SPEECH.search(block[: match.start()]) or _SPOKEN.match(block, match.end()))
+        spoken = bool(
+            _SPEECH.search(block[max(0, match.start() - _LED_IN) : match.start()])
+            or _SPOKEN.match(block, match.end())
+        )
         claim = PATTERNS["strong"].search(match["said"]) is not None
         own = len(match["said"].split()) < 4 or (match["lead"] and not claim)
         if own and not spoken:
