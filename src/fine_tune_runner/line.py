@@ -239,6 +239,62 @@ class Line:
             stored=None if previous is None else self._stored(previous),
         )
 
+    def measure_again(self, dataset: Dataset, entry: RegistryEntry, run_dir: Path) -> EvalReport:
+        """Score the last evaluation's answers again, by the labels and decisions of today; asks no model.
+
+        Raises DataError where more than those changed since, or where it was never evaluated.
+        """
+        from fine_tune_runner.evaluation.harness import measure
+        from fine_tune_runner.evaluation.replay import Replay
+        from fine_tune_runner.evaluation.report import read_report
+
+        kept, _ = read_report(run_dir)
+        embedder, decoding = self._embedder(), self._client.config.eval.decoding
+        self._same_yardstick(entry, dataset, embedder)
+        new, answers_dir = model_of(entry), run_dir / "answers"
+        previous = edits.get(self._registry.entries(), kept.previous_key) if kept.previous_key else None
+        other = _once(previous) if previous else self._track_of(entry.track).base()
+        labels = {new.model_id: _answers_of(entry)}
+        if not kept.shared:  # else stored answers stood in for it, and do so again
+            labels[other.model_id] = _answers_of(previous) if previous else "base"
+        replay = Replay(answers_dir, labels)
+        return measure(
+            self._client,
+            dataset,
+            new=new,
+            key=entry.key,
+            previous=None if previous is None else (previous.key, other),
+            base=None if previous else other,
+            serve=replay.serve,
+            embedder=embedder,
+            decoding=decoding,
+            answers_dir=answers_dir,
+            on_reply=lambda _label, _done, _total: None,
+            tolerance=self._settings.tolerance,
+            answers=replay.repeats(new.model_id),
+            stored=None if previous is None else self._stored(previous),
+        )
+
+    def _same_yardstick(self, entry: RegistryEntry, dataset: Dataset, embedder: Embedder) -> None:
+        """DataError where stored answers were drawn, or would be scored, in another way than today."""
+        from fine_tune_runner.evaluation.answers import fingerprint
+
+        today = fingerprint(
+            embedder=embedder.fingerprint,
+            decoding=self._client.config.eval.decoding,
+            system_prompt=dataset.system_prompt,
+            taxonomy=load_taxonomy(self._client.dir),
+            holdout_sha256=entry.holdout_sha256 or "",
+        )
+        asked = entry.evaluation.fingerprint.partition("+")[0] if entry.evaluation else ""
+        known = (dataset.holdout_sha256, read.published_sha256(Path(dataset.holdout_path)))
+        if asked != today or entry.holdout_sha256 not in known:
+            raise DataError(
+                f"holdout, system prompt, taxonomy, decoding or scorer changed since v{entry.version} was "
+                "evaluated, so its stored answers stay as they were scored; ask again: fine-tune eval "
+                f"--client {self._client.id} --version {entry.version}"
+            )
+
     def _stored(self, previous: RegistryEntry) -> StoredAnswers | None:
         """What the version in service answered when it was evaluated; None where it never was."""
         from fine_tune_runner.evaluation.stored import StoredAnswers
@@ -246,9 +302,7 @@ class Line:
         if previous.evaluation is None:
             return None
         return StoredAnswers(
-            path=run_dir_of(self._client, previous)
-            / "answers"
-            / f"{previous.version}-{previous.track}.jsonl",
+            path=run_dir_of(self._client, previous) / "answers" / f"{_answers_of(previous)}.jsonl",
             holdout=read.holdout_path(self._client.dir, previous.version),
             holdout_sha256=previous.holdout_sha256,
             at=previous.evaluation.at,
@@ -378,3 +432,13 @@ def model_of(entry: RegistryEntry) -> Model:
         shutdown_date=entry.shutdown_date,
         cost_usd=entry.cost_usd,
     )
+
+
+def _once(entry: RegistryEntry) -> Model:
+    """The model that an entry had, also where it is deleted by now; only its name counts."""
+    return model_of(msgspec.structs.replace(entry, model_id=entry.model_id or edits.spell(entry.key)))
+
+
+def _answers_of(entry: RegistryEntry) -> str:
+    """What a version's file of answers is called, in whichever run it was asked."""
+    return f"{entry.version}-{entry.track}"

@@ -43,6 +43,7 @@ from fine_tune_runner.types import (
     JobStatus,
     Message,
     Model,
+    Place,
     Prompt,
     RegistryEntry,
     Reply,
@@ -205,6 +206,29 @@ class FineTuneRunner:
         self.engine.enqueue(run)
 
     @held
+    def work(
+        self,
+        stopped: Callable[[], bool],
+        *,
+        places: Sequence[Place] | None = None,
+        labels: Sequence[str] | None = None,
+    ) -> None:
+        """Do queued runs until `stopped`, as `Engine.work`; who must hear of one that ended here is told."""
+        ended: list[str] = []
+
+        def hear(event: Event) -> None:
+            self._listener(event)
+            if event.event in ("run finished", "run failed"):
+                ended.append(event.run_id)
+
+        def look() -> bool:
+            for run_id in [one for one in ended if self.engine.find(one).pid is None]:
+                ended.remove(run_id)
+                self.alerts.run_ended(self.engine, run_id)
+            return stopped()
+
+        self.engine.work(look, places=places, labels=labels, listener=hear)
+
     def preview(self, request: Request) -> Preview:
         """Check and estimate what a request would run; nothing is sent, trained or written."""
         client, dataset, choice = self._attempts.plan(request)
@@ -296,12 +320,7 @@ class FineTuneRunner:
         """
         client = load_client(self.settings, client_id)
         entry = self.entry(client_id, version, track)
-        dataset = read.load(client, version)
-        if dataset.sha256 != entry.dataset_sha256:
-            raise DataError(
-                f"{dataset.train_path}: its content is not what v{version} was trained on; restore it, "
-                f"or publish v{version + 1}"
-            )
+        dataset = _trained_on(client, entry)
         self._follow(client, entry.track)
         run_dir = run_dir_of(client, entry)
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -310,6 +329,19 @@ class FineTuneRunner:
         with on_record(policy_of(self.settings, client), run_dir, emit):
             report = line.measure(dataset, entry, run_dir, emit, answers=answers)
         return report, line.record(report, run_dir, self.who, emit, strict=strict)
+
+    @held
+    def rescore(self, client_id: str, version: int, track: Track | None = None) -> tuple[EvalReport, Verdict]:
+        """Score a version's stored answers again, by labels and decisions of today, and store the verdict.
+
+        Asks no model. Raises DataError where more than those changed since (`Line.measure_again`).
+        """
+        client, entry = load_client(self.settings, client_id), self.entry(client_id, version, track)
+        dataset, run_dir = _trained_on(client, entry), run_dir_of(client, entry)
+        line = self._line(client, entry.track)
+        report = line.measure_again(dataset, entry, run_dir)
+        strict = entry.evaluation is not None and entry.evaluation.verdict.strict
+        return report, line.record(report, run_dir, self.who, self._emitter(run_dir.name), strict=strict)
 
     def register(self, client_id: str, version: int, model_id: str, track: Track) -> RegistryEntry:
         """Put a model that exists already into the registry, unevaluated and out of service."""
@@ -471,3 +503,14 @@ class FineTuneRunner:
             self._listener(Event(at=self.clock(), event=event, run_id=run_id, data=data))
 
         return emit
+
+
+def _trained_on(client: Client, entry: RegistryEntry) -> Dataset:
+    """The data set of a registered version; DataError where its files say something else by now."""
+    dataset = read.load(client, entry.version)
+    if dataset.sha256 != entry.dataset_sha256:
+        raise DataError(
+            f"{dataset.train_path}: its content is not what v{entry.version} was trained on; restore it, "
+            f"or publish v{entry.version + 1}"
+        )
+    return dataset

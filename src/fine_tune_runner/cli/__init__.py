@@ -25,6 +25,7 @@ COMMANDS = {
     "eval": "evaluate",
     "gate": "gate",
     "report": "report",
+    "review": "review",
     "promote": "promote",
     "rollback": "promote",
     "status": "status",
@@ -61,7 +62,7 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(f"fine_tune_runner.cli.{COMMANDS[cmd_name]}")
-        command: click.Command = getattr(module, f"{cmd_name}_command")
+        command: click.Command = getattr(module, f"{cmd_name.replace('-', '_')}_command")
         return command
 
 

@@ -49,8 +49,8 @@ def write_report(run_dir: Path, report: EvalReport, verdict: Verdict) -> Content
     return whole
 
 
-def rewrite_report(run_dir: Path) -> Content:
-    """Make the report of a run again from its folder; DataError where it never had one."""
+def read_report(run_dir: Path) -> tuple[EvalReport, Verdict]:
+    """Report and verdict of a run, every text in them masked; DataError where it never had one."""
     path = paths(run_dir).json
     try:
         kept = msgspec.json.decode(path.read_bytes(), type=_Kept)
@@ -60,4 +60,9 @@ def rewrite_report(run_dir: Path) -> Content:
         ) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: {error}; fine-tune eval makes it anew") from None
-    return write_report(run_dir, kept.report, kept.verdict)
+    return kept.report, kept.verdict
+
+
+def rewrite_report(run_dir: Path) -> Content:
+    """Make the report of a run again from its folder; DataError where it never had one."""
+    return write_report(run_dir, *read_report(run_dir))
