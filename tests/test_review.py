@@ -18,6 +18,7 @@ from fine_tune_runner.errors import DataError, RunnerError
 from fine_tune_runner.evaluation.decisions import Decided, append_decision, decisions_path
 from fine_tune_runner.evaluation.review import Asked, Item, last_asked, read_words, waiting
 from fine_tune_runner.line import run_dir_of
+from fine_tune_runner.rescore import rescore
 from fine_tune_runner.settings import load_client
 from tests.small_client import holdout_rows, write_rows
 from tests.test_runner import Desk, right, wrong
@@ -76,7 +77,7 @@ def test_decisions_change_the_verdict_without_asking_a_model(desk: Desk) -> None
             decide(desk, item, right=True)
     assert asked(desk).stale
     desk.track.script = {}  # nothing can be asked any more
-    report, verdict = desk.runner().rescore("small", 2)
+    report, verdict = rescore(desk.runner(), "small", 2)
     assert (report.new.recall, verdict.previous, verdict.decision) == (1.0, 1.0, "promote")
     assert report.new.methods["review"] > 0
     assert not asked(desk).stale
@@ -96,7 +97,7 @@ def test_a_decided_answer_does_not_wait_again_unless_asked_for(desk: Desk) -> No
 
 def test_the_report_says_who_decided(desk: Desk) -> None:
     decide(desk, waiting(asked(desk))[0], right=True)
-    desk.runner().rescore("small", 2)
+    rescore(desk.runner(), "small", 2)
     (folder,) = desk.client.glob("runs/small-v2-*")
     assert "decided by anna" in (folder / "report.md").read_text()
     assert "decided by anna" in (folder / "report.html").read_text()
@@ -105,7 +106,7 @@ def test_the_report_says_who_decided(desk: Desk) -> None:
 def test_scores_with_and_without_a_decision_have_two_fingerprints(desk: Desk) -> None:
     before = desk.runner().entry("small", 2, None).evaluation
     decide(desk, waiting(asked(desk))[0], right=True)
-    desk.runner().rescore("small", 2)
+    rescore(desk.runner(), "small", 2)
     after = desk.runner().entry("small", 2, None).evaluation
     assert before is not None
     assert after is not None
@@ -115,7 +116,7 @@ def test_scores_with_and_without_a_decision_have_two_fingerprints(desk: Desk) ->
 def test_a_first_version_is_scored_again_beside_the_base(desk: Desk) -> None:
     (item,) = waiting(asked(desk, 1))
     decide(desk, item, right=True)
-    report, verdict = desk.runner().rescore("small", 1)
+    report, verdict = rescore(desk.runner(), "small", 1)
     assert report.base is not None
     assert (report.new.recall, report.base.recall, verdict.decision) == (1.0, 0.0, "promote")
     assert desk.statuses()[1] == "active"
@@ -129,7 +130,7 @@ def test_stored_answers_that_stood_in_do_so_again(tmp_path: Path) -> None:
     desk.runner().submit("small", 2)
     assert desk.statuses()[2] == "refused"
     decide(desk, waiting(asked(desk))[0], right=True)
-    report, verdict = desk.runner().rescore("small", 2)
+    report, verdict = rescore(desk.runner(), "small", 2)
     assert (len(report.shared), verdict.decision) == (12, "promote")
     assert "by its stored answers" in verdict.reason
 
@@ -138,7 +139,7 @@ def test_answers_that_were_asked_in_another_way_are_not_scored_again(desk: Desk)
     decide(desk, waiting(asked(desk))[0], right=True)
     desk.write_config(track_preference="b", eval={"temperature": 0.7})
     with pytest.raises(DataError, match="fine-tune eval --client small --version 2"):
-        desk.runner().rescore("small", 2)
+        rescore(desk.runner(), "small", 2)
 
 
 def test_a_version_that_was_never_evaluated_is_told_so(tmp_path: Path) -> None:

@@ -434,6 +434,17 @@ def model_of(entry: RegistryEntry) -> Model:
     )
 
 
+def trained_on(client: Client, entry: RegistryEntry) -> Dataset:
+    """The data set of a registered version; DataError where its files say something else by now."""
+    dataset = read.load(client, entry.version)
+    if dataset.sha256 != entry.dataset_sha256:
+        raise DataError(
+            f"{dataset.train_path}: its content is not what v{entry.version} was trained on; restore it, "
+            f"or publish v{entry.version + 1}"
+        )
+    return dataset
+
+
 def _once(entry: RegistryEntry) -> Model:
     """The model that an entry had, also where it is deleted by now; only its name counts."""
     return model_of(msgspec.structs.replace(entry, model_id=entry.model_id or edits.spell(entry.key)))

@@ -16,7 +16,6 @@ from fine_tune_runner.alerts import Alerts
 from fine_tune_runner.attempts import Attempts
 from fine_tune_runner.dataset import read
 from fine_tune_runner.errors import (
-    DataError,
     Interrupted,
     MissingModel,
     NeedsApproval,
@@ -24,7 +23,7 @@ from fine_tune_runner.errors import (
     ServingError,
     UsageError,
 )
-from fine_tune_runner.line import Line, model_of, run_dir_of
+from fine_tune_runner.line import Line, model_of, run_dir_of, trained_on
 from fine_tune_runner.policy.egress import policy_of
 from fine_tune_runner.policy.held import held, held_step, on_record
 from fine_tune_runner.policy.track import choose_track
@@ -43,7 +42,6 @@ from fine_tune_runner.types import (
     JobStatus,
     Message,
     Model,
-    Place,
     Prompt,
     RegistryEntry,
     Reply,
@@ -206,33 +204,10 @@ class FineTuneRunner:
         self.engine.enqueue(run)
 
     @held
-    def work(
-        self,
-        stopped: Callable[[], bool],
-        *,
-        places: Sequence[Place] | None = None,
-        labels: Sequence[str] | None = None,
-    ) -> None:
-        """Do queued runs until `stopped`, as `Engine.work`; who must hear of one that ended here is told."""
-        ended: list[str] = []
-
-        def hear(event: Event) -> None:
-            self._listener(event)
-            if event.event in ("run finished", "run failed"):
-                ended.append(event.run_id)
-
-        def look() -> bool:
-            for run_id in [one for one in ended if self.engine.find(one).pid is None]:
-                ended.remove(run_id)
-                self.alerts.run_ended(self.engine, run_id)
-            return stopped()
-
-        self.engine.work(look, places=places, labels=labels, listener=hear)
-
     def preview(self, request: Request) -> Preview:
         """Check and estimate what a request would run; nothing is sent, trained or written."""
         client, dataset, choice = self._attempts.plan(request)
-        line = self._line(client, choice.track)
+        line = self.line(client, choice.track)
         findings = line.findings(dataset.version, self._embedder(self.settings))
         estimate = None
         if not findings.failed and findings.tokens is not None:
@@ -301,7 +276,7 @@ class FineTuneRunner:
             embedder = self._embedder(self.settings)
         except MissingModel:
             embedder = None  # the findings say what was not checked
-        return self._line(client, chosen).findings(version, embedder)
+        return self.line(client, chosen).findings(version, embedder)
 
     @held
     def evaluate(
@@ -320,28 +295,15 @@ class FineTuneRunner:
         """
         client = load_client(self.settings, client_id)
         entry = self.entry(client_id, version, track)
-        dataset = _trained_on(client, entry)
+        dataset = trained_on(client, entry)
         self._follow(client, entry.track)
         run_dir = run_dir_of(client, entry)
         run_dir.mkdir(parents=True, exist_ok=True)
         emit = self._emitter(run_dir.name)
-        line = self._line(client, entry.track)
+        line = self.line(client, entry.track)
         with on_record(policy_of(self.settings, client), run_dir, emit):
             report = line.measure(dataset, entry, run_dir, emit, answers=answers)
         return report, line.record(report, run_dir, self.who, emit, strict=strict)
-
-    @held
-    def rescore(self, client_id: str, version: int, track: Track | None = None) -> tuple[EvalReport, Verdict]:
-        """Score a version's stored answers again, by labels and decisions of today, and store the verdict.
-
-        Asks no model. Raises DataError where more than those changed since (`Line.measure_again`).
-        """
-        client, entry = load_client(self.settings, client_id), self.entry(client_id, version, track)
-        dataset, run_dir = _trained_on(client, entry), run_dir_of(client, entry)
-        line = self._line(client, entry.track)
-        report = line.measure_again(dataset, entry, run_dir)
-        strict = entry.evaluation is not None and entry.evaluation.verdict.strict
-        return report, line.record(report, run_dir, self.who, self._emitter(run_dir.name), strict=strict)
 
     def register(self, client_id: str, version: int, model_id: str, track: Track) -> RegistryEntry:
         """Put a model that exists already into the registry, unevaluated and out of service."""
@@ -402,7 +364,7 @@ class FineTuneRunner:
                 f"fine-tune eval --client {client_id} --version {version}"
             )
         client = load_client(self.settings, client_id)
-        line = self._line(client, entry.track)
+        line = self.line(client, entry.track)
         applied = line.apply(entry.key, verdict, self.who, self._emitter(entry.run_id or ""))
         self._follow(client, entry.track)
         return applied, verdict
@@ -444,7 +406,7 @@ class FineTuneRunner:
         run_dir = run_dir_of(client, entry)
         with (
             on_record(policy_of(self.settings, client), run_dir, self._emitter(run_dir.name)),
-            self._line(client, entry.track).serve([model]) as answerers,
+            self.line(client, entry.track).serve([model]) as answerers,
         ):
             replies: list[Reply] = list(answerers[model.model_id].replies(model.model_id, [prompt], decoding))
         if not replies or replies[0].text is None:
@@ -478,7 +440,8 @@ class FineTuneRunner:
         """A client on a track."""
         return self.tracks[track](self.settings, client)
 
-    def _line(self, client: Client, track: Track) -> Line:
+    def line(self, client: Client, track: Track) -> Line:
+        """The steps of a client's runs on a track."""
         return Line(
             self.settings,
             client,
@@ -491,26 +454,15 @@ class FineTuneRunner:
 
     def _follow(self, client: Client, track: Track) -> None:
         """Let names beside the registry follow it: after each change, and where a crash left one behind."""
-        self._line(client, track).follow(lambda _event, message: self._notice(message))
+        self.line(client, track).follow(lambda _event, message: self._notice(message))
 
     def _plan(self, run: Run) -> Sequence[Step]:
         client = load_client(self.settings, run.client_id)
         policy = policy_of(self.settings, client)
-        return [held_step(step, policy) for step in self._line(client, run.track).steps()]
+        return [held_step(step, policy) for step in self.line(client, run.track).steps()]
 
     def _emitter(self, run_id: str) -> Callable[..., None]:
         def emit(event: str, **data: object) -> None:
             self._listener(Event(at=self.clock(), event=event, run_id=run_id, data=data))
 
         return emit
-
-
-def _trained_on(client: Client, entry: RegistryEntry) -> Dataset:
-    """The data set of a registered version; DataError where its files say something else by now."""
-    dataset = read.load(client, entry.version)
-    if dataset.sha256 != entry.dataset_sha256:
-        raise DataError(
-            f"{dataset.train_path}: its content is not what v{entry.version} was trained on; restore it, "
-            f"or publish v{entry.version + 1}"
-        )
-    return dataset

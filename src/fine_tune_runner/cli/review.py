@@ -18,6 +18,7 @@ from fine_tune_runner.cli.common import (
     version_option,
 )
 from fine_tune_runner.line import run_dir_of
+from fine_tune_runner.rescore import rescore
 from fine_tune_runner.runner import FineTuneRunner
 from fine_tune_runner.settings import Client, load_client
 from fine_tune_runner.types import RegistryEntry, Track
@@ -154,10 +155,12 @@ def _list(asked: Asked, again: bool, as_json: bool) -> None:
 
 
 def _rescore(line: FineTuneRunner, entry: RegistryEntry, client_id: str, as_json: bool) -> None:
-    report, verdict = line.rescore(client_id, entry.version, entry.track)
+    report, verdict = rescore(line, client_id, entry.version, entry.track)
     if as_json:
         echo_json({"event": "result", "report": report, "verdict": verdict})
         return
+    for warning in report.warnings:
+        notice(warning)
     echo("The stored answers were scored again; no model was asked.")
     echo(f"Verdict: {verdict.decision} — {verdict.reason}")
     if verdict.decision == "promote" and not entry.active:
