@@ -14,13 +14,16 @@ import pytest
 from click.testing import CliRunner, Result
 
 from fine_tune_runner.cli import fine_tune
+from fine_tune_runner.dataset.labels import Label, labels_path, write_labels
+from fine_tune_runner.dataset.taxonomy import load_taxonomy
 from fine_tune_runner.errors import DataError, RunnerError
 from fine_tune_runner.evaluation.decisions import Decided, append_decision, decisions_path
+from fine_tune_runner.evaluation.holdout import load_holdout
 from fine_tune_runner.evaluation.review import Asked, Item, last_asked, read_words, waiting
 from fine_tune_runner.line import run_dir_of
 from fine_tune_runner.rescore import rescore
 from fine_tune_runner.settings import load_client
-from tests.small_client import holdout_rows, write_rows
+from tests.small_client import CAUSES, holdout_rows, write_rows
 from tests.test_runner import Desk, right, wrong
 
 
@@ -234,3 +237,41 @@ def test_a_person_on_a_terminal_is_asked_about_each_until_quit(desk: Desk) -> No
     assert ("[4/6]" in text, "[5/6]" in text, "2 decisions kept" in text) == (True, False, True)
     kept = [json.loads(line)["right"] for line in decisions_path(desk.client).read_text().splitlines()]
     assert kept == [True, False]
+
+
+def test_labels_that_were_confirmed_since_turn_stored_answers_into_recall(tmp_path: Path) -> None:
+    desk = Desk(tmp_path, track_preference="b")
+    rows = holdout_rows()
+    for row in rows:
+        cause = row.pop("eval")["root_cause"]
+        row["messages"][-1]["content"] = f"Look at what {cause[::-1]} means."
+    write_rows(desk.client / "v1_eval.jsonl", rows)
+    desk.track.script = {0: lambda _: wrong("small-000"), 1: lambda _: right("small-000")}
+    desk.runner().submit("small", 1)
+    before = desk.runner().entry("small", 1, None).evaluation
+    assert before is not None
+    assert (before.method, before.recall) == ("contrast", None)
+    path = desk.client / "v1_eval.jsonl"
+    labels = [
+        Label(
+            row=q.row_sha256,
+            root_cause=CAUSES[n % 4],
+            source="person",
+            who="anna",
+            at=desk.runner().clock(),
+        )
+        for n, q in enumerate(load_holdout(path, load_taxonomy(None)).questions)
+    ]
+    write_labels(labels_path(path), labels)
+    assert asked(desk, 1).stale
+    report, _ = rescore(desk.runner(), "small", 1)
+    assert (report.measure, report.new.recall) == ("recall", 0.25)  # every fourth row has that cause
+    assert not asked(desk, 1).stale
+
+
+def test_a_holdout_that_upstream_changed_is_not_scored_again(desk: Desk) -> None:
+    rows = holdout_rows()
+    rows[0]["messages"][1]["content"] = "Why does something else look odd?"
+    write_rows(desk.client / "v2_eval.jsonl", rows)
+    with pytest.raises(DataError, match=r"holdout, system prompt, .* changed since v2 was evaluated"):
+        rescore(desk.runner(), "small", 2)

@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 from tests.told_models import RIGHT, WRONG, Models, always, first, old_run, report, write_holdout
 
+from fine_tune_runner.dataset.labels import Label, labels_path, write_labels
+from fine_tune_runner.dataset.taxonomy import load_taxonomy
 from fine_tune_runner.errors import PolicyError
 from fine_tune_runner.evaluation.gate import decide
+from fine_tune_runner.evaluation.holdout import load_holdout
 from fine_tune_runner.types import Answerer, Model
 
 
@@ -68,6 +71,17 @@ def test_answers_to_a_holdout_that_was_changed_since_hold(folder: Path) -> None:
     verdict = decide(report(folder, Models(new=always(RIGHT)), stored=stored), 0.05)
     assert verdict.decision == "hold"
     assert "v1_eval.jsonl was changed since" in verdict.reason
+
+
+def test_answers_stand_in_also_where_a_label_was_confirmed_since(folder: Path) -> None:
+    """A label changes no question."""
+    stored = old_run(folder, [f"q{i}" for i in range(10)], always(RIGHT))
+    row = load_holdout(stored.holdout, load_taxonomy(folder)).questions[0].row_sha256
+    label = Label(row=row, root_cause="csp_blocks_tags", source="person", who="anna", at=stored.at)
+    write_labels(labels_path(stored.holdout), [label])
+    assert load_holdout(stored.holdout, load_taxonomy(folder)).sha256 != stored.holdout_sha256
+    verdict = decide(report(folder, Models(new=always(RIGHT)), stored=stored), 0.05)
+    assert verdict.decision == "promote"
 
 
 @pytest.mark.parametrize(("system_prompt", "said"), [("You are an expert.", False), ("Another.", True)])

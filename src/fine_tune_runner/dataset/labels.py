@@ -18,9 +18,9 @@ from fine_tune_runner.errors import DataError
 from fine_tune_runner.files import write_atomic
 from fine_tune_runner.types import EvalLabels, Example
 
-# Where a label came from: the reference's `Root cause:` line names it; the reference's words do; the nearest
-# cause by embedding; a person named it.
-Source = Literal["line", "name", "nearest", "person"]
+# Where a label came from: the reference's `Root cause:` line; a sentence of it that commits to one cause; the
+# only cause that its words mention; the nearest one by embedding; a person named another one.
+Source = Literal["line", "committed", "mentioned", "nearest", "person"]
 
 
 class Label(msgspec.Struct, frozen=True, kw_only=True):

@@ -173,7 +173,7 @@ def measure(
         client_id=client.id,
         key=key,
         dataset_sha256=dataset.sha256,
-        holdout_sha256=dataset.holdout_sha256,
+        holdout_sha256=whole.sha256,  # as it was asked: labels may be confirmed while a run trains
         fingerprint=scorer.fingerprint,
         measure=holdout.measure,
         new=pair.new,

@@ -65,8 +65,16 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def sha256(self) -> str:
         """What a person's decision is about: the turns, the reference, and which labels are right."""
-        reference = Message(role="assistant", content=self.reference)
-        return row_sha256((*self.turns, reference), *sorted(self.right))
+        return row_sha256(self._row, *sorted(self.right))
+
+    @property
+    def row_sha256(self) -> str:
+        """What a confirmed label is about (dataset/labels.py): the turns and the reference."""
+        return row_sha256(self._row)
+
+    @property
+    def _row(self) -> tuple[Message, ...]:
+        return (*self.turns, Message(role="assistant", content=self.reference))
 
 
 class Holdout(msgspec.Struct, frozen=True, kw_only=True):
