@@ -8,6 +8,7 @@ import pytest
 
 from fine_tune_runner.errors import DataError, Interrupted, PolicyError, RegistryError, RunError, ServingError
 from fine_tune_runner.types import Request
+from fine_tune_runner.workflow.engine import Event
 from tests.small_client import train_rows, write_rows
 from tests.test_runner import Desk, right, wrong
 
@@ -113,3 +114,36 @@ def test_a_version_that_was_in_service_is_not_replaced(desk: Desk) -> None:
     desk.runner().submit("small", 2)
     with pytest.raises(RegistryError, match="was in service and can be rolled back to"):
         desk.runner().submit("small", 1, again=True)
+
+
+def test_an_earlier_attempt_that_goes_on_puts_no_verdict_on_the_model_of_a_later_one(desk: Desk) -> None:
+    desk.runner().submit("small", 1)
+    desk.track.script = {0: wrong, 1: right}
+    with pytest.raises(ServingError):
+        desk.runner().submit("small", 2)  # trained and registered, not evaluated
+    (first,) = desk.client.glob("runs/small-v2-*-1")
+    desk.track.first, desk.track.script = 10, {0: wrong, 1: right, 2: right, 12: wrong}
+    desk.runner().submit("small", 2, again=True)  # m12, refused
+    with pytest.raises(RegistryError, match=r"v2 \(track B\) is the model of run small-v2-b-.*-2 by now"):
+        desk.runner().start(desk.runner().named(first.name))
+    assert desk.statuses() == {1: "active", 2: "refused"}
+
+
+def test_an_earlier_attempt_that_goes_on_promotes_no_model_of_a_later_one(desk: Desk) -> None:
+    class Pressed(list[Event]):
+        def append(self, event: Event) -> None:
+            if event.event == "step started" and event.data["step"] == "promote":
+                raise KeyboardInterrupt
+
+    desk.runner().submit("small", 1)
+    desk.track.script, desk.events = {0: wrong, 1: right, 2: right}, Pressed()
+    with pytest.raises(Interrupted):
+        desk.runner().submit("small", 2)  # the verdict is on record: promote
+    desk.events = []
+    (first,) = desk.client.glob("runs/small-v2-*-1")
+    desk.runner().cancel(first.name)
+    desk.track.first, desk.track.script = 10, {0: wrong, 1: right, 2: right, 12: wrong}
+    desk.runner().submit("small", 2, again=True)  # m12, refused
+    with pytest.raises(RegistryError, match=r"v2 \(track B\) is the model of run small-v2-b-.*-2 by now"):
+        desk.runner().start(desk.runner().named(first.name))
+    assert desk.statuses() == {1: "active", 2: "refused"}

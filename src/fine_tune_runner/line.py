@@ -338,14 +338,17 @@ class Line:
             verdict=verdict,
             at=self._clock(),
         )
+        key, status = report.key, STATUS_AFTER[verdict.decision]
+        by_hand = run_dir.name == f"{self._client.id}-v{key.version}"
+        of_model = {"model_id": report.new.model_id, "run_id": None if by_hand else run_dir.name}
         self._registry.change(
             "evaluate",
             lambda entries: edits.scored(
-                entries, report.key, evaluation, report.holdout_sha256, STATUS_AFTER[verdict.decision]
+                edits.unreplaced(entries, key, **of_model), key, evaluation, report.holdout_sha256, status
             ),
             who=who,
             why=f"{verdict.decision}: {verdict.reason}",
-            key=report.key,
+            key=key,
             run_id=run_dir.name,
         )
         write_report(run_dir, report, verdict)
@@ -356,24 +359,29 @@ class Line:
         """Verdict → RegistryEntry: active, or refused or held with an alert."""
         from fine_tune_runner.evaluation.report import rewrite_report
 
-        key, verdict = context.value(EvalReport).key, context.value(Verdict)
-        entry = self.apply(key, verdict, context.run.who, context.emit)
+        registered, verdict = context.value(RegistryEntry), context.value(Verdict)
+        entry = self.apply(registered, verdict, context.run.who, context.emit)
         rewrite_report(context.run_dir)  # written before, it shows this version as not yet in service
         return entry
 
-    def apply(self, key: VersionKey, verdict: Verdict, who: str, emit: Emit) -> RegistryEntry:
-        """Do what the verdict says; on a refusal or hold the version in service stays, with an alert."""
-        run_id = edits.get(self._registry.entries(), key).run_id
+    def apply(self, judged: RegistryEntry, verdict: Verdict, who: str, emit: Emit) -> RegistryEntry:
+        """Do what the verdict on `judged` says; on a refusal or hold what is in service stays, with an alert.
+
+        Raises RegistryError where another model has taken the place of the one that was judged.
+        """
+        key, of_model = judged.key, {"model_id": judged.model_id, "run_id": judged.run_id}
         if verdict.decision != "promote":
             emit("alert", decision=verdict.decision, key=msgspec.to_builtins(key), reason=verdict.reason)
             return edits.get(self._registry.entries(), key)
         entries = self._registry.change(
             "promote",
-            lambda entries: edits.promoted(entries, key, verdict.compared_with, self._client.id),
+            lambda entries: edits.promoted(
+                edits.unreplaced(entries, key, **of_model), key, verdict.compared_with, self._client.id
+            ),
             who=who,
             why=verdict.reason,
             key=key,
-            run_id=run_id,
+            run_id=judged.run_id,
         )
         self.follow(emit)
         entry = edits.get(entries, key)

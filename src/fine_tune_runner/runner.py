@@ -365,7 +365,7 @@ class FineTuneRunner:
             )
         client = load_client(self.settings, client_id)
         line = self.line(client, entry.track)
-        applied = line.apply(entry.key, verdict, self.who, self._emitter(entry.run_id or ""))
+        applied = line.apply(entry, verdict, self.who, self._emitter(entry.run_id or ""))
         self._follow(client, entry.track)
         return applied, verdict
 

@@ -66,6 +66,21 @@ def check_replaceable(entries: Entries, key: VersionKey) -> None:
         raise RegistryError(f"{spell(key)} {what}; publish a new version instead")
 
 
+def unreplaced(entries: Entries, key: VersionKey, model_id: str | None, run_id: str | None) -> Entries:
+    """The entries as they are; RegistryError where the version has another model, or another run's, by now.
+
+    What was measured on one model says nothing about the one that another attempt put in its place.
+    """
+    entry = get(entries, key)
+    if (entry.model_id, entry.run_id) != (model_id, run_id):
+        whose = f"of run {entry.run_id}" if entry.run_id else f"{entry.model_id}, registered by hand,"
+        raise RegistryError(
+            f"{spell(key)} is the model {whose} by now, and this verdict is about another one; "
+            "nothing was changed. What there is: fine-tune status"
+        )
+    return entries
+
+
 def scored(
     entries: Entries, key: VersionKey, evaluation: Evaluation, holdout_sha256: str, status: Status
 ) -> Entries:
