@@ -48,6 +48,7 @@ LAYERS = {
     "erasure": 8,
     "migrate": 8,
     "prune": 8,
+    "watching": 8,
     "rescore": 8,
     "cli": 9,
     "__main__": 10,

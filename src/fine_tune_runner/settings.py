@@ -60,7 +60,7 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     seed: int = 0
     # Of the frozen base ("nf4": 4 bits, needs bitsandbytes); adapters are float32.
     dtype: Literal["auto", "float32", "bfloat16", "nf4"] = "auto"
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps", "mlx"] = "auto"  # auto: mlx on Apple silicon, if installed
     threads: int | None = None  # None: all cores
     checkpoint_every: int = 10  # optimizer steps between checkpoints
 
@@ -111,6 +111,7 @@ class ClientConfig(msgspec.Struct, frozen=True, kw_only=True):
     training: TrainingConfig = TrainingConfig()
     eval: EvalConfig = EvalConfig()
     allow_secrets: dict[str, str] = {}  # check: reason, for a secret that is meant to be in the data
+    max_cost_usd: float | None = None  # of a run that `watch` submits; None: what costs waits for a yes
     notify: tuple[Secret, ...] = ()  # apprise addresses, or $FINE_TUNE_NOTIFY_… that hold one each
 
     @property
@@ -336,6 +337,9 @@ def load_client(settings: Settings, client_id: str) -> Client:
         except ValueError as error:
             raise ConfigError(f"{path}: inference_url: {error}") from None
     check_eval(path, config.eval)
+    limit = config.max_cost_usd
+    if limit is not None and limit < 0:
+        raise ConfigError(f"{path}: max_cost_usd is {limit}; give dollars, 0 or more")
     return Client(id=client_id, dir=folder, config=config)
 
 
