@@ -58,7 +58,7 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     seed: int = 0
-    # Of the frozen base ("nf4": 4 bits, needs bitsandbytes); adapters are float32.
+    # Of the frozen base ("nf4": 4 bits by bitsandbytes, on mlx by its own); adapters are float32.
     dtype: Literal["auto", "float32", "bfloat16", "nf4"] = "auto"
     device: Literal["auto", "cpu", "cuda", "mps", "mlx"] = "auto"  # auto: mlx on Apple silicon, if installed
     threads: int | None = None  # None: all cores

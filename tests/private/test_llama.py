@@ -12,7 +12,8 @@ from tests.tiny_llama import make_tiny_llama
 from transformers import AutoModelForCausalLM
 
 from fine_tune_runner.errors import MissingModel, TrainingError
-from fine_tune_runner.private.llama import load_llama, logits, read_config
+from fine_tune_runner.private.llama import load_llama, logits
+from fine_tune_runner.private.llama_config import read_config
 
 LLAMA3 = {
     "rope_type": "llama3",

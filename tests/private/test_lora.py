@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 from tests.tiny_llama import make_tiny_llama
 from transformers import AutoModelForCausalLM
 
 from fine_tune_runner.errors import TrainingError
-from fine_tune_runner.private.llama import LlamaConfig, load_llama, logits
-from fine_tune_runner.private.lora import Adapter, Lora, linear, load_peft, new_adapter, save_peft
+from fine_tune_runner.private.llama import load_llama, logits
+from fine_tune_runner.private.llama_config import LlamaConfig
+from fine_tune_runner.private.lora import Adapter, Lora, linear, new_adapter
+from fine_tune_runner.private.lora_layout import save_peft, start
 
 
 def adapter_for(config: LlamaConfig, *, seed: int = 0, layers: int = 1) -> Adapter:
@@ -35,6 +39,17 @@ def test_a_starts_kaiming_uniform_and_b_zero() -> None:
     assert float(start.abs().max()) <= bound
     assert float(start.std()) == pytest.approx(bound / 3**0.5, rel=0.01)
     assert not lora.b[0].any()
+
+
+def test_the_draw_is_that_of_torch() -> None:
+    found = start({0: {"qkv": (577, (64, 32, 32)), "o": (64, (9,))}}, rank=4, seed=7)
+    generator = torch.Generator().manual_seed(7)
+    drawn = (torch.rand(12, 577, generator=generator) * 2 - 1) / 577**0.5
+    parts = [found[f"base_model.model.model.layers.0.self_attn.{x}_proj.lora_A.weight"] for x in "qkv"]
+    torch.testing.assert_close(torch.from_numpy(np.concatenate(parts)), drawn, rtol=1e-6, atol=0)
+    output = found["base_model.model.model.layers.0.self_attn.o_proj.lora_A.weight"]
+    expected = (torch.rand(4, 64, generator=generator) * 2 - 1) / 8
+    assert torch.equal(torch.from_numpy(output), expected)
 
 
 def test_the_same_seed_gives_the_same_start(tmp_path: Path) -> None:
@@ -114,7 +129,7 @@ def test_saved_weights_come_back(tmp_path: Path) -> None:
     config = load_llama(make_tiny_llama(tmp_path / "base")).config
     saved, loaded = fill(adapter_for(config)), adapter_for(config)
     save_peft(saved, tmp_path, "tiny")
-    load_peft(loaded, tmp_path)
+    loaded.load(load_file(str(tmp_path / "adapter_model.safetensors")))
     assert all(torch.equal(loaded.tensors()[key], value) for key, value in saved.tensors().items())
 
 

@@ -15,8 +15,9 @@ from tests.tiny_llama import make_tiny_llama
 from fine_tune_runner.errors import Interrupted, RunnerError, TrainingError
 from fine_tune_runner.private.batches import Row
 from fine_tune_runner.private.learner import learning_rate
+from fine_tune_runner.private.torch_backend import choose_device, choose_dtype
 from fine_tune_runner.private.train_spec import TrainSpec, fingerprint, finished
-from fine_tune_runner.private.trainer import choose_device, choose_dtype, train_adapters
+from fine_tune_runner.private.trainer import train_adapters
 from fine_tune_runner.settings import TrainingConfig
 from fine_tune_runner.types import TrainingSummary
 
@@ -130,8 +131,8 @@ def test_a_stop_writes_a_checkpoint_first(tmp_path: Path) -> None:
         train(spec, record)
     assert record.checkpoints == [2, 3]
     assert sorted(path.name for path in spec.checkpoint_dir.iterdir()) == [
-        "step-00000002.pt",
-        "step-00000003.pt",
+        "step-00000002.safetensors",
+        "step-00000003.safetensors",
     ]
     assert not spec.adapter_dir.exists()
 

@@ -1,6 +1,6 @@
-"""One client's adapter in training: its weights, optimizer, schedule, checkpoints, and how far it is.
+"""One client's adapter in training: its schedule, checkpoints, and how far it is.
 
-Several learn at once on one base, each as if it were alone. Knows batches, not models.
+Several learn at once on one base, each as if it were alone. Knows batches, not models and no tensors.
 """
 
 from __future__ import annotations
@@ -11,12 +11,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-import torch
-
 from fine_tune_runner.errors import TrainingError
+from fine_tune_runner.private.backend import Trainable
 from fine_tune_runner.private.batches import Batch
 from fine_tune_runner.private.checkpoint import Checkpoint, Counters, latest, save
-from fine_tune_runner.private.lora import Adapter
 from fine_tune_runner.settings import TrainingConfig
 
 PACE_STEPS = 10  # speed and ETA are means over so many steps
@@ -55,7 +53,7 @@ class Learner:
 
     def __init__(
         self,
-        adapter: Adapter,
+        trainable: Trainable,
         batches: Callable[[int], Sequence[Batch]],
         training: TrainingConfig,
         progress: Progress,
@@ -63,7 +61,7 @@ class Learner:
         checkpoints: Path,
         spec_sha256: str,
     ) -> None:
-        self.adapter = adapter
+        self.trainable = trainable
         self.error: TrainingError | None = None
         self.step = 0
         self.counters = Counters(
@@ -71,8 +69,6 @@ class Learner:
         )
         self._batches, self._training, self._progress = batches, training, progress
         self._checkpoints, self._spec_sha256 = checkpoints, spec_sha256
-        self._parameters = adapter.parameters()
-        self._optimizer = torch.optim.AdamW(self._parameters, weight_decay=training.weight_decay, fused=True)
         self._planned, self._plan = 0, batches(0)
         self.total = len(self._plan) * (training.epochs or 1)
         self._pace: deque[tuple[float, int]] = deque(maxlen=PACE_STEPS)
@@ -112,17 +108,15 @@ class Learner:
         rate = learning_rate(
             self.step, self.total, peak=training.learning_rate or 0.0, warmup=training.warmup
         )
-        norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, training.max_grad_norm))
+        norm = self.trainable.clip(training.max_grad_norm)
         if self.error is None and not (math.isfinite(loss) and math.isfinite(norm)):
             self.error = TrainingError(
                 f"step {number}: loss {loss}, gradient norm {norm}: not finite; lower training.learning_rate "
                 f"(this step: {rate:.2g}) or set training.dtype to float32, and train anew with --again"
             )
         if self.error is None:
-            for group in self._optimizer.param_groups:
-                group["lr"] = rate
-            self._optimizer.step()
-        self._optimizer.zero_grad()
+            self.trainable.step(rate)
+        self.trainable.forget()
         self.step = number
         if self.error is None:
             self._tell(batch, loss, seconds)
@@ -146,14 +140,10 @@ class Learner:
         return Checkpoint(
             spec_sha256=self._spec_sha256,
             step=self.step,
-            adapter=self.adapter.tensors(),
-            optimizer=self._optimizer.state_dict(),
-            rng=torch.get_rng_state(),
             counters=self.counters,
+            state=self.trainable.state(),
         )
 
     def _restore(self, found: Checkpoint) -> None:
-        self.adapter.load(found["adapter"])
-        self._optimizer.load_state_dict(found["optimizer"])
-        torch.set_rng_state(found["rng"])
+        self.trainable.restore(found["state"], found["step"])
         self.step, self.counters = found["step"], found["counters"]

@@ -1,4 +1,4 @@
-"""LoRA on frozen linears (Hu et al. 2021, section 4.1), in PEFT's terms and file format.
+"""LoRA on frozen linears (Hu et al. 2021, section 4.1), for PyTorch; lora_layout.py has names and files.
 
 Knows module names and matrices; knows nothing of attention, batches or files of clients.
 Projections that read the same input share one A matmul: their A matrices are stacked.
@@ -6,28 +6,16 @@ Projections that read the same input share one A matmul: their A matrices are st
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 
-from fine_tune_runner.errors import TrainingError
 from fine_tune_runner.private.four_bit import Packed, dense
-
-# Linears that read the same input, in the order in which their outputs are stacked.
-GROUPS: dict[str, tuple[str, ...]] = {
-    "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "o": ("self_attn.o_proj",),
-    "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
-    "down": ("mlp.down_proj",),
-}
+from fine_tune_runner.private.lora_layout import GROUPS, Shapes, check_same, names, start
 
 
 @dataclass(frozen=True)
@@ -66,54 +54,49 @@ class Adapter:
             for group, lora in groups.items():
                 parts = torch.split(lora.a.detach(), self.rank)
                 for module, a, b in zip(GROUPS[group], parts, lora.b, strict=True):
-                    key = f"base_model.model.model.layers.{index}.{module}"
-                    named[f"{key}.lora_A.weight"] = a.cpu().clone()
-                    named[f"{key}.lora_B.weight"] = b.detach().cpu().clone()
+                    name_a, name_b = names(index, module)
+                    named[name_a], named[name_b] = a.cpu().clone(), b.detach().cpu().clone()
         return named
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Overwrite all weights with those of `tensors()`; TrainingError where names or shapes differ."""
-        own = {key: value.shape for key, value in self.tensors().items()}
-        if own != {key: value.shape for key, value in tensors.items()}:
-            raise TrainingError(
-                "the adapter weights on disk have other names or shapes than this training's settings give; "
-                "train anew with --again"
-            )
+        check_same(self.tensors(), tensors)
         for index, groups in self.layers.items():
             for group, lora in groups.items():
-                keys = [f"base_model.model.model.layers.{index}.{module}" for module in GROUPS[group]]
-                lora.a.copy_(torch.cat([tensors[f"{key}.lora_A.weight"] for key in keys]))
-                for key, b in zip(keys, lora.b, strict=True):
-                    b.copy_(tensors[f"{key}.lora_B.weight"])
+                keys = [names(index, module) for module in GROUPS[group]]
+                lora.a.copy_(torch.cat([tensors[name_a] for name_a, _ in keys]))
+                for (_, name_b), b in zip(keys, lora.b, strict=True):
+                    b.copy_(tensors[name_b])
+
+    def like(self, parameters: Sequence[Tensor]) -> Adapter:
+        """An adapter of this shape around other tensors, in the order of `parameters()`."""
+        rest = iter(parameters)
+
+        def twin(lora: Lora) -> Lora:
+            return replace(lora, a=next(rest), b=tuple(next(rest) for _ in lora.b))
+
+        layers = {i: {name: twin(lora) for name, lora in groups.items()} for i, groups in self.layers.items()}
+        return replace(self, layers=layers)
 
 
 def new_adapter(
-    shapes: Mapping[int, Mapping[str, tuple[int, tuple[int, ...]]]],
-    *,
-    rank: int,
-    alpha: float,
-    seed: int,
-    device: torch.device | str = "cpu",
+    shapes: Shapes, *, rank: int, alpha: float, seed: int, device: torch.device | str = "cpu"
 ) -> Adapter:
-    """A fresh adapter: A kaiming-uniform (a = sqrt 5), B zero, as peft/tuners/lora/layer.py starts.
+    """A fresh adapter as `lora_layout.start` draws it; `shapes[layer][group]` is (in, (out, ...))."""
 
-    `shapes[layer][group]` is (in, (out, ...)). The draw is made on the CPU, so that a seed gives the same
-    weights on every device.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    layers: dict[int, dict[str, Lora]] = {}
-    for index, groups in shapes.items():
-        layers[index] = {}
-        for group, (inputs, outputs) in groups.items():
-            bound = 1 / math.sqrt(inputs)  # kaiming_uniform_(a=sqrt(5)) on [rank, in]
-            a = (torch.rand(len(outputs) * rank, inputs, generator=generator) * 2 - 1) * bound
-            layers[index][group] = Lora(
-                a=a.to(device).requires_grad_(),
-                b=tuple(torch.zeros(out, rank, device=device, requires_grad=True) for out in outputs),
-                scale=alpha / rank,
-            )
-    return Adapter(rank=rank, alpha=alpha, layers=layers)
+    def empty(inputs: int, outputs: tuple[int, ...]) -> Lora:
+        return Lora(
+            a=torch.empty(len(outputs) * rank, inputs, device=device, requires_grad=True),
+            b=tuple(torch.empty(out, rank, device=device, requires_grad=True) for out in outputs),
+            scale=alpha / rank,
+        )
+
+    layers = {i: {name: empty(*shape) for name, shape in groups.items()} for i, groups in shapes.items()}
+    adapter = Adapter(rank=rank, alpha=alpha, layers=layers)
+    drawn = start(shapes, rank=rank, seed=seed)
+    adapter.load({key: torch.from_numpy(array) for key, array in drawn.items()})
+    return adapter
 
 
 def linear(x_NI: Tensor, weight_OI: Tensor | Packed, loras: Sequence[tuple[int, Lora]]) -> Tensor:
@@ -186,33 +169,3 @@ def _parts(y: Tensor, z: Tensor, b: Any) -> Any:
     """(output columns, low-rank columns, B) of each linear of a group."""
     outputs = torch.split(y, [bi.shape[0] for bi in b], dim=1)
     return zip(outputs, torch.split(z, b[0].shape[1], dim=1), b, strict=True)
-
-
-def save_peft(adapter: Adapter, folder: Path, base_name: str) -> None:
-    """Write the two files that `peft.PeftModel.from_pretrained` reads.
-
-    `folder` exists; `base_name` is a name for people, never a path of this machine.
-    """
-    config = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base_name,
-        "r": adapter.rank,
-        "lora_alpha": adapter.alpha,
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "use_rslora": False,
-        "use_dora": False,
-        "inference_mode": True,
-        "target_modules": sorted(m.rpartition(".")[2] for modules in GROUPS.values() for m in modules),
-        "layers_to_transform": sorted(adapter.layers),
-        "layers_pattern": "layers",
-    }
-    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
-    save_file(adapter.tensors(), str(folder / "adapter_model.safetensors"), metadata={"format": "pt"})
-
-
-def load_peft(adapter: Adapter, folder: Path) -> None:
-    """Fill `adapter` from a PEFT folder; TrainingError where names or shapes differ."""
-    adapter.load(load_file(str(folder / "adapter_model.safetensors")))

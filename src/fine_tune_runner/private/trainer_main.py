@@ -95,21 +95,13 @@ def _watch_parent(stop: threading.Event) -> None:
 def _train(
     specs: Sequence[TrainSpec], events: Events, stop: threading.Event
 ) -> list[TrainingSummary | RunnerError]:
-    import torch
-
     from fine_tune_runner.private.trainer import train_adapters
 
-    try:
-        with ExitStack() as stack:
-            for folder in sorted(
-                spec.out_dir for spec in specs
-            ):  # one order, so that two never wait in a ring
-                stack.enter_context(_locked(Path(folder)))
-            progress = [events.of(place) for place in range(len(specs))]
-            return train_adapters(specs, [_rows(spec) for spec in specs], progress, stop.is_set)
-    except torch.OutOfMemoryError as error:
-        remedy = "lower training.batch_size or training.layers, and resume"
-        raise TrainingError(f"the accelerator's memory is too small: {error}; {remedy}") from None
+    with ExitStack() as stack:
+        for folder in sorted(spec.out_dir for spec in specs):  # one order, so that two never wait in a ring
+            stack.enter_context(_locked(Path(folder)))
+        progress = [events.of(place) for place in range(len(specs))]
+        return train_adapters(specs, [_rows(spec) for spec in specs], progress, stop.is_set)
 
 
 def _rows(spec: TrainSpec) -> list[Row]:
