@@ -142,9 +142,9 @@ def work(folder: Path, steps: Steps, url: str) -> None:
     asked: list[bool] = []
 
     def stopped() -> bool:
-        """Asked before the engine starts, and again and again once it is up."""
+        """Asked again and again once the engine is up."""
         asked.append(True)
-        if len(asked) == 2:
+        if len(asked) == 1:
             print("ready", flush=True)
         return False
 

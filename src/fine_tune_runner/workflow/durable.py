@@ -121,13 +121,15 @@ class Durable:
 
         RunError where another process has the engine of this folder already.
         """
-        while not stopped():
+        while True:
             with self.database() as database:
                 try:
                     with self.engine(database, places, labels, listener) as executor:
                         if database.embedded:  # whoever had the engine before is dead
                             database.recover(dead=lambda _id: True, wanted=executor.wanted)
-                        while not stopped() and not executor.lost.is_set():
+                        while not executor.lost.is_set():
+                            if stopped():
+                                return
                             with self._patient(database):
                                 executor.sweep()
                             time.sleep(LOOK_S)

@@ -244,6 +244,10 @@ class Executor:
             return {"state": "waiting", "code": error.code, "message": str(error)}
         except RunnerError as error:
             return {"state": "failed", "code": error.code, "message": str(error)}
+        except sqlalchemy.exc.SQLAlchemyError as error:
+            # No error of the step's: on record it would be raised again for ever.
+            self.notice(f"{run.run_id} waits for the database: {_first_line(error)}")
+            raise Stopping from None
         except Exception as error:
             self.bugs[run.run_id] = error
             raise
