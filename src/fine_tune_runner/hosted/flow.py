@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from fine_tune_runner.dataset import read
-from fine_tune_runner.errors import ProviderError, RunError, ServingError
+from fine_tune_runner.errors import PolicyError, ProviderError, RunError, ServingError
 from fine_tune_runner.hosted.cost import training_usd
 from fine_tune_runner.hosted.place import Errand, Place
 from fine_tune_runner.hosted.progress import keep, progress, summary
@@ -34,6 +34,7 @@ from fine_tune_runner.types import (
     Model,
     RunContext,
     T,
+    TokenStats,
     TrainingSummary,
 )
 from fine_tune_runner.workflow.ledger import Busy, Ledger, Unanswered
@@ -129,6 +130,7 @@ class Flow:
         base: str,
         *,
         connect: Callable[[Errand], Wire],
+        estimate: Callable[[Dataset, TokenStats], Estimate],
         ledger: Ledger,
         clock: Clock,
         sleep: Callable[[float], None],
@@ -139,6 +141,7 @@ class Flow:
         self._provider = place.provider
         self._base = base
         self._connect = connect
+        self._estimate = estimate
         self._ledger = ledger
         self._clock = clock
         self._sleep = sleep
@@ -196,13 +199,18 @@ class Flow:
         suffix = job_suffix(self._provider, run.client_id, run.version)
         training = self._client.config.training
         body = job_body(self._provider, self._base, upload.file_id, suffix, training, run.run_id)
+
+        def begin() -> str:
+            self._check_agreed(context)
+            return wire.create_job(body).id
+
         with self._connect("train") as wire, self._ends_for_good(wire, context):
             job_id = self._ledger.once(
                 run.run_id,
                 "create",
                 {"url": self._place.url, **body},
                 find=lambda: find_job(wire, run.run_id, upload.file_id),
-                create=lambda: wire.create_job(body).id,
+                create=begin,
             )
         context.emit("job created", job_id=job_id, suffix=f"{self._base}:{suffix}" if suffix else self._base)
         return HostedJob(job_id=job_id, suffix=suffix, begun_at=self._clock())
@@ -262,6 +270,29 @@ class Flow:
             shutdown_date=min(ends, default=None),
             cost_usd=trained.cost_usd,
         )
+
+    def _check_agreed(self, context: RunContext) -> None:
+        """PolicyError where the job would be another than was agreed to, or dearer than its limit by now.
+
+        The estimate is on record since the run began; config.json and --max-cost may have changed since.
+        """
+        run, agreed, tokens = context.run, context.value(Estimate), context.value(Findings).tokens
+        if tokens is None:
+            return
+        now = self._estimate(context.value(Dataset), tokens)
+        base, limit = context.value(Eligible).base_model, run.max_cost_usd
+        dearer = (now.cost_usd or 0.0) > (agreed.cost_usd or 0.0)
+        if dearer or (base, agreed.epochs) != (self._base, now.epochs):
+            raise PolicyError(
+                f"run {run.run_id} was agreed to as {_terms(agreed, base)}, but config.json makes it now "
+                f"{_terms(now, self._base)}; no job was started. Put config.json back and resume, or: "
+                f"fine-tune cancel {run.run_id}, and submit --again"
+            )
+        if limit is not None and (agreed.cost_usd is None or agreed.cost_usd > limit):
+            raise PolicyError(
+                f"run {run.run_id} was agreed to as {_terms(agreed, base)}, which --max-cost {limit:.2f} "
+                f"forbids; no job was started. Submit with another limit, or: fine-tune cancel {run.run_id}"
+            )
 
     def _watch(
         self, wire: Wire, context: RunContext, hosted: HostedJob
@@ -394,3 +425,9 @@ class Flow:
                 cancel_job(wire, job_id)
             delete_files(wire, run_id)
         return tuple(jobs)
+
+
+def _terms(estimate: Estimate, base: str) -> str:
+    """What is paid for, in words."""
+    price = "an unknown price" if estimate.cost_usd is None else f"${estimate.cost_usd:.2f}"
+    return f"{estimate.epochs} epochs of {base} for {price}"

@@ -265,6 +265,7 @@ class Hosted:
             self.place,
             self._base,
             connect=self.connect,
+            estimate=self.estimate,
             ledger=self.ledger,
             clock=self._clock,
             sleep=self._sleep,
