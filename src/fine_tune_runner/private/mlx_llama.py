@@ -98,7 +98,8 @@ def load_llama(folder: Path, config: LlamaConfig, dtype: mx.Dtype, *, four_bit: 
     try:
         model, _ = load_model(folder, lazy=True, model_config=read)
     except ValueError as error:
-        raise TrainingError(f"{folder}: {error}; the base is incomplete, fetch it anew") from None
+        said = " ".join(str(error).split())[:200]  # it names every tensor that is missing
+        raise TrainingError(f"{folder}: {said}; the base is incomplete, fetch it anew") from None
     model.set_dtype(dtype)
     if four_bit:
         nn.quantize(model, group_size=GROUP_SIZE, bits=BITS, class_predicate=_is_packed)
