@@ -21,7 +21,9 @@ TICK_S = 0.5
 class Told(Protocol):
     """A `threading.Event`: whether to stop."""
 
-    def is_set(self) -> bool: ...
+    def is_set(self) -> bool:
+        """True from then on."""
+        ...
 
 
 def client_folders(data_dir: Path) -> list[Path]:
