@@ -94,7 +94,8 @@ class _Known:
     @property
     def left(self) -> list[RegistryEntry]:
         """Its hosted models that it should have no more, but for the one in service."""
-        return [e for e in self.entries if left_model(self.client, e) and not e.active]
+        serving = {e.model_id for e in self.entries if e.active}
+        return [e for e in self.entries if left_model(self.client, e) and e.model_id not in serving]
 
 
 def examine(
@@ -169,8 +170,9 @@ def _states(known: Iterable[_Known], ledger: Ledger) -> dict[str, State]:
         for state in one.runs:
             if one.sensitive and state.state != "running":
                 continue
-            closed = state.state == "interrupted" and ledger.closed(state.run.run_id) is not None
-            states[state.run.run_id] = "failed" if closed else state.state
+            stopped = state.state in ("interrupted", "failed")
+            closed = stopped and ledger.closed(state.run.run_id) is not None
+            states[state.run.run_id] = "cancelled" if closed else state.state
     return states
 
 

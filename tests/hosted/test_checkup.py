@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from fine_tune_runner.doctor import Checkup, examine
-from fine_tune_runner.errors import Interrupted
+from fine_tune_runner.errors import Interrupted, ProviderError
 from fine_tune_runner.hosted.track import Hosted
 from fine_tune_runner.runner import FineTuneRunner
 from fine_tune_runner.workflow.engine import Event
@@ -163,3 +163,17 @@ def test_a_call_that_was_cut_off_is_in_doubt_until_its_run_is_closed(house: Hous
     assert (doubt.run_id, doubt.step) == (run.run().run_id, "create")
     run.track.cancel(run.run())
     assert house.look().doubts == []
+
+
+def test_a_job_whose_run_failed_but_can_go_on_is_adopted_rather_than_deleted(house: House) -> None:
+    house.server.account.script = ("running",)
+    house.server.faults.append(Fault("GET", "/fine_tuning/jobs/[^/]+", "error before", times=10**6))
+    run = house.run()
+    with pytest.raises(ProviderError, match="nothing is lost, go on with: fine-tune resume"):
+        run.start()  # the provider was away for longer than a run waits
+    house.server.faults.clear()
+    (stray,) = house.look().strays
+    assert stray.found.adopt == f"fine-tune resume {run.run().run_id}"
+    run.track.ledger.close(run.run().run_id, "cancelled")
+    (stray,) = house.look().strays
+    assert stray.found.adopt is None

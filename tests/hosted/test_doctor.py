@@ -83,6 +83,8 @@ def test_a_job_of_a_live_or_interrupted_run_is_watched() -> None:
     assert unwatched([job("running")], [], {RUN: "running"}, []) == []
     assert unwatched([job("queued")], [], {RUN: "interrupted"}, []) == []
     (found,) = unwatched([job("queued")], [], {RUN: "failed"}, [])
+    assert found.adopt == f"fine-tune resume {RUN}"
+    (found,) = unwatched([job("queued")], [], {RUN: "cancelled"}, [])
     assert found.adopt is None  # a run that is at its end here cannot go on with it
 
 

@@ -98,3 +98,19 @@ def test_submit_again_pays_no_second_job_while_the_first_may_run(
     runner.cancel(hosted.run().run_id)
     assert runner.run_for(again).attempt == 2
     assert (server.asked("POST /fine_tuning/jobs"), len(server.account.jobs)) == (1, 1)
+
+
+def test_a_job_that_could_not_be_cancelled_is_not_said_to_have_stopped(
+    hosted: HostedRun, server: ContractServer
+) -> None:
+    cut_off(hosted, server)
+    server.faults.append(Fault("POST", "/fine_tuning/jobs/.*/cancel", "error before", status=403, times=99))
+    with pytest.raises(ProviderError, match=r"cancel job: 403 .*job ftjob-\d+ may still run and cost"):
+        hosted.track.cancel(hosted.run())
+
+
+def test_a_job_that_ended_meanwhile_counts_as_cancelled(hosted: HostedRun, server: ContractServer) -> None:
+    cut_off(hosted, server)
+    say(server, "failed")
+    server.faults.append(Fault("POST", "/fine_tuning/jobs/.*/cancel", "error before", status=400, times=99))
+    assert "no longer runs" in (hosted.track.cancel(hosted.run()) or "")

@@ -106,9 +106,10 @@ def unwatched(
 ) -> list[Unwatched]:
     """Jobs and training files that no run watches.
 
-    `runs` has the state of every run here by its id, `registered` the model ids of all registries. A run that
-    can go on watches its job; a finished job is settled once its model is registered. A file is needed
-    while its job runs, or while its run is alive.
+    `runs` has the state of every run here by its id (`failed`: it can go on, `cancelled`: it cannot),
+    `registered` the model ids of all registries. A run that can go on watches its job, unless it failed; a
+    finished job is settled once its model is registered. A file is needed while its job runs, or while its
+    run is alive.
     """
     models, found = set(registered), []
     needed = {job.training_file for job in jobs if not _ended(job)}
@@ -127,7 +128,7 @@ def unwatched(
                 run_id=job.run_id,
                 status=job.status,
                 why=why,
-                adopt=adopt(job.run_id) if state is None else None,
+                adopt=adopt(job.run_id) if state in (None, "failed") else None,
                 model_id=job.fine_tuned_model,
             )
         )

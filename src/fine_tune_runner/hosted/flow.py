@@ -339,7 +339,7 @@ class Flow:
                 f"{stuck}; look at the provider's own page, then: fine-tune resume {run_id}, "
                 f"or: fine-tune cancel {run_id}"
             )
-        cancel_job(wire, job.id)
+        cancel_job(wire, self._provider, job.id)
         self._end(wire, context, f"job {job.id} was stuck in validation")
         return ProviderError(
             f"{stuck} and was cancelled; its file was deleted; try again with --again, or use --track b"
@@ -422,7 +422,7 @@ class Flow:
             job = find_job(wire, run_id, done.get("upload")).id or done.get("create")
             jobs = [job] if job else []
             for job_id in jobs:
-                cancel_job(wire, job_id)
+                cancel_job(wire, self._provider, job_id)
             delete_files(wire, run_id)
         return tuple(jobs)
 

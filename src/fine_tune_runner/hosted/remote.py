@@ -5,7 +5,6 @@ The run id is in the file's name and in the job's metadata, so that all of it is
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
@@ -97,12 +96,27 @@ def delete_files(wire: Wire, run_id: str, file_ids: Sequence[str] = ()) -> None:
         wire.delete_file(file_id)
 
 
-def cancel_job(wire: Wire, job_id: str) -> None:
-    """Stop a job, unless it has ended meanwhile."""
+def cancel_job(wire: Wire, provider: Provider, job_id: str) -> None:
+    """Stop a job, unless it has ended meanwhile or is not there; ProviderError where it may go on."""
     from fine_tune_runner.hosted.wire import Rejected
 
-    with contextlib.suppress(Rejected):
+    try:
         wire.cancel_job(job_id)
+    except Rejected as error:
+        if not _is_over(wire, provider, job_id):
+            raise ProviderError(
+                f"{error}; job {job_id} may still run and cost: stop it on the provider's own page, or cancel "
+                "again with a key that may"
+            ) from None
+
+
+def _is_over(wire: Wire, provider: Provider, job_id: str) -> bool:
+    from fine_tune_runner.hosted.wire import Rejected
+
+    try:
+        return phase(provider, wire.job(job_id).status) in ENDS
+    except Rejected as error:
+        return error.status == 404
 
 
 def or_else(call: Callable[[], T], default: D) -> T | D:

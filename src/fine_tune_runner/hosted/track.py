@@ -229,7 +229,7 @@ class Hosted:
             if found.run_id is not None:
                 self.ledger.close(found.run_id, "discarded by fine-tune doctor")
             if found.kind == "job":
-                cancel_job(wire, found.id)
+                cancel_job(wire, self.provider, found.id)
             if found.model_id is not None:
                 wire.delete_model(found.model_id)
             if found.run_id is not None:
