@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -147,3 +148,12 @@ def test_an_earlier_attempt_that_goes_on_promotes_no_model_of_a_later_one(desk: 
     with pytest.raises(RegistryError, match=r"v2 \(track B\) is the model of run small-v2-b-.*-2 by now"):
         desk.runner().start(desk.runner().named(first.name))
     assert desk.statuses() == {1: "active", 2: "refused"}
+
+
+def test_an_attempt_that_was_begun_again_from_its_name_takes_no_later_number(desk: Desk) -> None:
+    desk.runner().submit("small", 1)
+    first = desk.runner().submit("small", 2)
+    desk.runner().submit("small", 2, again=True)
+    shutil.rmtree(desk.client / "runs" / first.run_id)
+    desk.runner().start(desk.runner().named(first.run_id))
+    assert desk.runner().submit("small", 2, again=True).run_id[-2:] == "-3"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from fine_tune_runner.errors import RegistryError, ServingError, UsageError
@@ -116,3 +117,13 @@ def test_a_negative_number_is_refused() -> None:
     nothing: tuple[RegistryEntry, ...] = ()
     with pytest.raises(UsageError, match="give a number from 0"):
         prunable(nothing, -1)
+
+
+def test_a_model_that_another_version_serves_with_is_left_where_it_is(desk: Desk) -> None:
+    def shared(entries: tuple[RegistryEntry, ...]) -> tuple[RegistryEntry, ...]:
+        return tuple(msgspec.structs.replace(e, model_id="m4") if e.version == 1 else e for e in entries)
+
+    desk.runner().registry("small").change("register", shared, who="anna", why="the same model by hand")
+    prune(desk.runner(), "small", keep=2)
+    assert desk.track.forgotten == []
+    assert models(desk) == {1: None, 2: "m2", 3: "m3", 4: "m4"}

@@ -84,7 +84,7 @@ class Attempts:
         # Asked before anything is trained or paid for, though `register` would refuse it as well.
         key = VersionKey(version=dataset.version, track=choice.track)
         edits.check_replaceable(Registry(client.dir, self._clock).entries(), key)
-        run = self._new(client, dataset, choice, last.run.attempt + 1 if last else 1)
+        run = self._new(client, dataset, choice, 1 + max((one.run.attempt for one in attempts), default=0))
         return _worded(run, request)
 
     def named(self, run_id: str) -> Run:

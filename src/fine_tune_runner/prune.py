@@ -53,8 +53,10 @@ def prune(runner: FineTuneRunner, client_id: str, keep: int = KEEP) -> tuple[Reg
         }
         registry.change("retire", partial(edits.retired, key=entry.key), **words)
         name = entry.artifact or entry.model_id
+        # A model that was registered by hand may stand for another version too.
+        shared = name in {other.model_id for other in registry.entries()}
         with guarded(policy_of(runner.settings, client)):
-            runner.port(client, entry.track).forget([], [name] if name else [])
+            runner.port(client, entry.track).forget([], [name] if name and not shared else [])
         for attempt in run_dir_of(client, entry).glob("attempt-*"):
             shutil.rmtree(attempt)
         registry.change("prune", partial(edits.cleared, key=entry.key), **words)
