@@ -5,6 +5,8 @@ Every text of a Content is masked already; here it is escaped. The template only
 
 from __future__ import annotations
 
+import functools
+
 import jinja2
 
 from fine_tune_runner.evaluation.content import Content, card_list, score_of
@@ -42,6 +44,7 @@ def _scores(whole: Content) -> Axis:
     return score_axis(dots, percent=report.measure != "similarity")
 
 
+@functools.cache  # compiling the template is half of the time of a run without training
 def _environment() -> jinja2.Environment:
     return jinja2.Environment(
         loader=jinja2.PackageLoader("fine_tune_runner.evaluation", "."),
