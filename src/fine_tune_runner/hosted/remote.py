@@ -105,8 +105,8 @@ def cancel_job(wire: Wire, provider: Provider, job_id: str) -> None:
     except Rejected as error:
         if not _is_over(wire, provider, job_id):
             raise ProviderError(
-                f"{error}; job {job_id} may still run and cost: stop it on the provider's own page, or cancel "
-                "again with a key that may"
+                f"{error}; job {job_id} may still run and cost: stop it on the provider's own page, or "
+                "cancel again with a key that may"
             ) from None
 
 
