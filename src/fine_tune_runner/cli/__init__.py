@@ -27,6 +27,7 @@ COMMANDS = {
     "report": "report",
     "review": "review",
     "label": "label",
+    "import-eval": "import_eval",
     "promote": "promote",
     "rollback": "promote",
     "status": "status",
