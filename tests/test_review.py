@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from fine_tune_runner.cli import fine_tune
-from fine_tune_runner.dataset.labels import Label, labels_path, write_labels
+from fine_tune_runner.dataset.labels import Label, add_labels, labels_path
 from fine_tune_runner.dataset.taxonomy import load_taxonomy
 from fine_tune_runner.errors import DataError, RunnerError
 from fine_tune_runner.evaluation.decisions import Decided, append_decision, decisions_path
@@ -208,8 +208,8 @@ def test_what_json_lists_can_be_given_back_with_a_word(desk: Desk) -> None:
     assert "2 decisions kept" in result.stdout
 
 
-def test_a_person_on_a_terminal_is_asked_about_each_until_quit(desk: Desk) -> None:
-    """A real pseudo-terminal: right, skip, an unknown word, wrong, quit."""
+def on_a_terminal(desk: Desk, typed: bytes) -> tuple[int, str]:
+    """Exit code and screen of `fine-tune review` of v2, at a real pseudo-terminal."""
     terminal, there = pty.openpty()
     child = subprocess.Popen(
         [sys.executable, "-m", "fine_tune_runner", "review", "--client", "small", "--version", "2"],
@@ -219,7 +219,7 @@ def test_a_person_on_a_terminal_is_asked_about_each_until_quit(desk: Desk) -> No
         stderr=subprocess.DEVNULL,
     )
     os.close(there)
-    os.write(terminal, b"r\ns\nmaybe\nw\nq\n")
+    os.write(terminal, typed)
     seen = b""
     while True:
         try:
@@ -230,8 +230,11 @@ def test_a_person_on_a_terminal_is_asked_about_each_until_quit(desk: Desk) -> No
             break
         seen += chunk
     os.close(terminal)
-    child.wait()
-    text = seen.decode(errors="replace")
+    return child.wait(), seen.decode(errors="replace")
+
+
+def test_a_person_on_a_terminal_is_asked_about_each_until_quit(desk: Desk) -> None:
+    _, text = on_a_terminal(desk, b"r\ns\nmaybe\nw\nq\n")
     assert "[1/6] small-002 · unresolved · v2 (B)" in text
     assert "'maybe' is not one of" in text
     assert ("[4/6]" in text, "[5/6]" in text, "2 decisions kept" in text) == (True, False, True)
@@ -262,7 +265,7 @@ def test_labels_that_were_confirmed_since_turn_stored_answers_into_recall(tmp_pa
         )
         for n, q in enumerate(load_holdout(path, load_taxonomy(None)).questions)
     ]
-    write_labels(labels_path(path), labels)
+    add_labels(labels_path(path), labels)
     assert asked(desk, 1).stale
     report, _ = rescore(desk.runner(), "small", 1)
     assert (report.measure, report.new.recall) == ("recall", 0.25)  # every fourth row has that cause
@@ -275,3 +278,10 @@ def test_a_holdout_that_upstream_changed_is_not_scored_again(desk: Desk) -> None
     write_rows(desk.client / "v2_eval.jsonl", rows)
     with pytest.raises(DataError, match=r"holdout, system prompt, .* changed since v2 was evaluated"):
         rescore(desk.runner(), "small", 2)
+
+
+def test_a_session_that_is_cut_off_keeps_what_was_decided(desk: Desk) -> None:
+    code, _ = on_a_terminal(desk, b"r\n\x04")
+    assert code == 130
+    assert len(decisions_path(desk.client).read_text().splitlines()) == 1
+    assert asked(desk).stale

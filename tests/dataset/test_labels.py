@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fine_tune_runner.dataset.fingerprint import row_sha256
-from fine_tune_runner.dataset.labels import Label, labels_path, read_labels, write_labels
+from fine_tune_runner.dataset.labels import Label, add_labels, labels_path, read_labels
 from fine_tune_runner.dataset.read import published_sha256, scan
 from fine_tune_runner.dataset.taxonomy import load_taxonomy
 from fine_tune_runner.errors import DataError
@@ -35,7 +35,7 @@ def write(folder: Path, *rows: dict[str, Any]) -> Path:
 def confirm(path: Path, *lines: int, cause: str = CAUSE) -> None:
     rows = [item for item in scan(path) if isinstance(item, Example)]
     chosen = [row_sha256(rows[line - 1].messages) for line in lines]
-    write_labels(
+    add_labels(
         labels_path(path),
         [Label(row=r, root_cause=cause, source="person", who="anna", at=NOON) for r in chosen],
     )

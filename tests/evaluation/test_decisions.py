@@ -15,7 +15,8 @@ from tests.scripted_track import Letters
 
 from fine_tune_runner.dataset.taxonomy import load_taxonomy
 from fine_tune_runner.errors import DataError
-from fine_tune_runner.evaluation.answers import score
+from fine_tune_runner.evaluation.answer_sets import gate_answers
+from fine_tune_runner.evaluation.answers import score, write_answers
 from fine_tune_runner.evaluation.decisions import (
     Decided,
     answer_sha256,
@@ -201,3 +202,15 @@ def test_no_text_is_in_the_file(tmp_path: Path) -> None:
     decide(tmp_path, holdout_in(tmp_path, row("q1 about amber?")).questions[0], UNREAD, right=True)
     text = decisions_path(tmp_path).read_text()
     assert ("amber" in text, "banner" in text, "anna" in text) == (False, False, True)
+
+
+def test_the_gate_on_two_files_uses_them_too(tmp_path: Path) -> None:
+    rows = [row(f"q{i}?") for i in range(6)]
+    holdout = holdout_in(tmp_path, *rows)
+    for name, text in (("new", UNREAD), ("old", f"Root cause: {RIGHT}")):
+        write_answers(tmp_path / f"{name}.jsonl", judged(holdout, *[text] * 6)[1])
+    files = tmp_path / "new.jsonl", tmp_path / "old.jsonl", tmp_path / "v3_eval.jsonl"
+    assert gate_answers(*files, Letters()).decision == "refuse"
+    for question in holdout.questions:
+        decide(tmp_path, question, UNREAD, right=True)
+    assert gate_answers(*files, Letters()).decision == "promote"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tests.told_models import RIGHT, WRONG, Models, always, first, old_run, report, write_holdout
 
-from fine_tune_runner.dataset.labels import Label, labels_path, write_labels
+from fine_tune_runner.dataset.labels import Label, add_labels, labels_path
 from fine_tune_runner.dataset.taxonomy import load_taxonomy
 from fine_tune_runner.errors import PolicyError
 from fine_tune_runner.evaluation.gate import decide
@@ -78,7 +78,7 @@ def test_answers_stand_in_also_where_a_label_was_confirmed_since(folder: Path) -
     stored = old_run(folder, [f"q{i}" for i in range(10)], always(RIGHT))
     row = load_holdout(stored.holdout, load_taxonomy(folder)).questions[0].row_sha256
     label = Label(row=row, root_cause="csp_blocks_tags", source="person", who="anna", at=stored.at)
-    write_labels(labels_path(stored.holdout), [label])
+    add_labels(labels_path(stored.holdout), [label])
     assert load_holdout(stored.holdout, load_taxonomy(folder)).sha256 != stored.holdout_sha256
     verdict = decide(report(folder, Models(new=always(RIGHT)), stored=stored), 0.05)
     assert verdict.decision == "promote"

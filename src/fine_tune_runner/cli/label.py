@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -100,21 +100,15 @@ def _proposed(
 
 
 def _write(line: FineTuneRunner, target: Path, taken: Sequence[tuple[Proposal, str, Source]]) -> None:
-    """Add labels to the file, all or nothing."""
-    from fine_tune_runner.dataset.labels import Label, read_labels, write_labels
+    from fine_tune_runner.dataset.labels import Label, add_labels
 
-    known = read_labels(target)
-    for proposal, label, source in taken:
-        known[proposal.row] = Label(
-            row=proposal.row,
-            root_cause=label,
-            source=source,
-            who=line.who,
-            at=line.clock(),
-            id=proposal.id,
-        )
-    if taken:
-        write_labels(target, known.values())
+    words: dict[str, Any] = {"who": line.who, "at": line.clock()}
+    labels = [
+        Label(row=proposal.row, root_cause=cause, source=source, id=proposal.id, **words)
+        for proposal, cause, source in taken
+    ]
+    if labels:
+        add_labels(target, labels)
 
 
 def _dialogue(

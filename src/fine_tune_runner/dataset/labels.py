@@ -15,9 +15,10 @@ import msgspec
 
 from fine_tune_runner.dataset.fingerprint import row_sha256
 from fine_tune_runner.errors import DataError
-from fine_tune_runner.files import write_atomic
+from fine_tune_runner.files import locked, write_atomic
 from fine_tune_runner.types import EvalLabels, Example
 
+LOCK_WAIT_S = 10.0
 # Where a label came from: the reference's `Root cause:` line; a sentence of it that commits to one cause; the
 # only cause that its words mention; the nearest one by embedding; a person named another one.
 Source = Literal["line", "committed", "mentioned", "nearest", "person"]
@@ -53,9 +54,13 @@ def read_labels(path: Path) -> dict[str, Label]:
     return found
 
 
-def write_labels(path: Path, labels: Iterable[Label]) -> None:
-    """Write all labels of a holdout, all or nothing."""
-    write_atomic(path, b"".join(msgspec.json.encode(label) + b"\n" for label in labels))
+def add_labels(path: Path, labels: Iterable[Label]) -> None:
+    """Put labels into the file of a holdout, all or nothing; the last one for a row counts."""
+    shared = path.parent / ".fine-tune"
+    shared.mkdir(mode=0o700, exist_ok=True)
+    with locked(shared / "labels.lock", wait_s=LOCK_WAIT_S):
+        known = read_labels(path) | {label.row: label for label in labels}
+        write_atomic(path, b"".join(msgspec.json.encode(label) + b"\n" for label in known.values()))
 
 
 def labelled(example: Example, labels: Mapping[str, Label]) -> Example:

@@ -66,17 +66,20 @@ class Scorer:
     @property
     def fingerprint(self) -> str:
         """What the scores depend on beside the model."""
-        return self.fingerprint_on(self.holdout.sha256)
+        return self._fingerprint(self.holdout.sha256, self.holdout.decisions_sha256)
 
     def fingerprint_on(self, holdout_sha256: str) -> str:
-        """What it would be on another holdout."""
+        """What it would be on another holdout, whatever people decided about answers to it."""
+        return self._fingerprint(holdout_sha256, "")
+
+    def _fingerprint(self, holdout_sha256: str, decisions_sha256: str) -> str:
         return fingerprint(
             embedder=self._embedder.fingerprint,
             decoding=self._decoding,
             system_prompt=self.holdout.system_prompt,
             taxonomy=self._taxonomy,
             holdout_sha256=holdout_sha256,
-            decisions_sha256=self.holdout.decisions_sha256,
+            decisions_sha256=decisions_sha256,
         )
 
     def card(self, answerers: Mapping[str, Answerer], model: Model, name: str, k: int) -> ScoreCard:

@@ -32,7 +32,7 @@ class StoredAnswers(msgspec.Struct, frozen=True, kw_only=True):
 class StandIn(msgspec.Struct, frozen=True, kw_only=True):
     """Replies that may stand in for a model, by the ids of the new holdout; `fault` is why there are none.
 
-    `fingerprints` are those that the answers carried: how they were drawn and scored then.
+    `fingerprints` are those that the answers carried, decisions aside: how they were drawn and scored then.
     """
 
     replies: tuple[Reply, ...] = ()
@@ -61,7 +61,7 @@ def stand_in(stored: StoredAnswers, holdout: Holdout, taxonomy: Taxonomy) -> Sta
     return StandIn(
         replies=as_replies(kept, shared),
         fault=f"its stored answers cover only {len({shared[a.question_id] for a in kept})} of the questions",
-        fingerprints=frozenset(a.fingerprint for a in kept),
+        fingerprints=frozenset(a.fingerprint.partition("+")[0] for a in kept),
     )
 
 
