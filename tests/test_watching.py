@@ -248,6 +248,31 @@ def test_faults_are_told_once_and_checked_again_when_the_content_changes(office:
     assert (office.checked, office.heard()[-1]) == (2, "small v1 submitted")
 
 
+def test_faults_that_another_file_mends_are_checked_again(office: Office) -> None:
+    folder = office.client("small")
+    publish(folder, 1)
+    state = (folder / "account_state.json").read_text()
+    (folder / "account_state.json").write_text(json.dumps({"version": "1", "system_prompt": ""}))
+    office.settled()
+    assert office.heard() == ["small v1 faults"]
+    (folder / "account_state.json").write_text(state)
+    office.watch.look(["small"])
+    assert office.heard() == ["small v1 submitted"]
+
+
+def test_what_is_below_a_registered_version_is_noted_and_left_alone(office: Office) -> None:
+    folder = office.client("small")
+    publish(folder, 2)
+    office.watch.look()
+    office.queue.do()
+    shutil.rmtree(folder / "runs")  # pruned: the registry alone knows
+    publish(folder, 1)
+    office.start()
+    office.settled()
+    assert office.heard() == ["small v2 submitted", "small v1 skipped"]
+    assert len(office.left) == 1
+
+
 def test_the_highest_of_two_is_submitted_and_the_other_noted_once(office: Office) -> None:
     folder = office.client("small")
     publish(folder, 1)

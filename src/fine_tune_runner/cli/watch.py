@@ -180,6 +180,8 @@ def _working(
         yield
     finally:
         stop.set()
+        if thread.is_alive():
+            echo("Stopping; what is under way stops where it can go on later", err=True)
         thread.join()
     if bugs:
         raise bugs[0]

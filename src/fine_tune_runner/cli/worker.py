@@ -8,13 +8,10 @@ from collections.abc import Sequence
 
 import click
 
-from fine_tune_runner.cli.common import echo, echo_json, json_option, poll_option, runner
+from fine_tune_runner.cli.background import do_runs
+from fine_tune_runner.cli.common import echo, json_option, poll_option, runner
 from fine_tune_runner.errors import UsageError
 from fine_tune_runner.types import PLACES, Place
-from fine_tune_runner.workflow.engine import Event
-
-ENDS = ("run finished", "run failed")
-QUIET = ("train step", "evaluation progress", "job status", "train checkpoint")
 
 
 def _places(_ctx: click.Context, _param: click.Parameter, value: str | None) -> Sequence[Place] | None:
@@ -54,24 +51,6 @@ def worker_command(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: told.set())
     line = runner(poll_s)
-    ended: list[str] = []
-
-    def say(event: Event) -> None:
-        if event.event in ENDS:
-            ended.append(event.run_id)
-        if as_json:
-            echo_json(event)
-        elif event.event not in QUIET:
-            step = f" {event.data['step']}" if event.event == "step started" else ""
-            echo(f"{event.at:%Y-%m-%d %H:%M:%S} {event.run_id} {event.event}{step}")
-
-    def stopped() -> bool:
-        # Who must hear of a run is told once it is let go, for until then it counts as running.
-        for run_id in [one for one in ended if line.engine.find(one).pid is None]:
-            ended.remove(run_id)
-            line.alerts.run_ended(line.engine, run_id)
-        return told.is_set()
-
     echo("Worker ready; stop it with Ctrl-C", err=True)
-    line.engine.work(stopped, places=queues, labels=labels or None, listener=say)
+    do_runs(line, told, as_json=as_json, places=queues, labels=labels or None)
     return 0
