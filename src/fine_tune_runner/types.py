@@ -478,6 +478,7 @@ class RunContext(Protocol):
 class Step(msgspec.Struct, frozen=True, kw_only=True):
     """One durable step: `do` gives a value of type `gives`, on record under `name` and then not run again;
     until then it must be safe to start again from its beginning. `label`: only workers that carry it.
+    `provider`: whose rate limit a hosted step counts against.
     """
 
     name: str
@@ -485,3 +486,4 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     do: Callable[[RunContext], Any]
     place: Place = "registry"
     label: str | None = None
+    provider: str | None = None

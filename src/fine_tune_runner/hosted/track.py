@@ -7,6 +7,7 @@ refuses, but for one that can carry nothing but ids. The SDK is imported where i
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
@@ -127,12 +128,13 @@ class Hosted:
     def steps(self) -> Sequence[Step]:
         """Data set → eligible → uploaded → paid job → trained → a model that answers."""
         flow = self._flow()
+        at = functools.partial(Step, place="hosted", provider=self.provider.name)
         return (
-            Step(name="eligible", gives=Eligible, do=resumable(flow.eligible), place="hosted"),
-            Step(name="upload", gives=Upload, do=resumable(flow.upload), place="hosted"),
-            Step(name="create", gives=HostedJob, do=resumable(flow.create), place="hosted"),
-            Step(name="poll", gives=Trained, do=resumable(flow.poll), place="hosted"),
-            Step(name="ready", gives=Model, do=resumable(flow.ready), place="hosted"),
+            at(name="eligible", gives=Eligible, do=resumable(flow.eligible)),
+            at(name="upload", gives=Upload, do=resumable(flow.upload)),
+            at(name="create", gives=HostedJob, do=resumable(flow.create)),
+            at(name="poll", gives=Trained, do=resumable(flow.poll)),
+            at(name="ready", gives=Model, do=resumable(flow.ready)),
         )
 
     def base(self) -> Model:

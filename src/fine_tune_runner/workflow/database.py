@@ -11,7 +11,7 @@ import hashlib
 import socket
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -30,14 +30,15 @@ Workflow = Literal["run", "leg"]
 
 
 class Limits(NamedTuple):
-    """How many workflows of a queue one worker takes, and how many may start in `period_s`."""
+    """How many workflows of a queue one worker takes, and how many a provider's may start in `period_s`."""
 
     at_once: int | None
     starts: int | None = None
     period_s: float = 60.0
 
 
-# `registry` carries the runs themselves, partitioned by client: its versions never run side by side.
+# `registry` carries the runs themselves, partitioned by client: its versions never run side by side. `hosted`
+# is partitioned by provider: each one's limit is its own.
 LIMITS: dict[Place, Limits] = {
     "registry": Limits(100),
     "hosted": Limits(100, starts=60),
@@ -77,8 +78,9 @@ def queue_name(place: Place, label: str | None, train_host: str | None = None) -
 class Database:
     """Queues and workflows; `url` None is SQLite in `folder`."""
 
-    def __init__(self, folder: Path, url: str | None) -> None:
+    def __init__(self, folder: Path, url: str | None, limits: Mapping[Place, Limits] = LIMITS) -> None:
         self.folder = folder
+        self._limits = limits
         self.path = folder / "engine.sqlite"
         self.embedded = url is None
         self.url = url or f"sqlite:///{self.path}"
@@ -106,10 +108,10 @@ class Database:
         for place in places:
             for label in (None, *labels):
                 name = queue_name(place, label, host())
-                limits = LIMITS[place]
+                limits = self._limits[place]
                 words: dict[str, Any] = {"worker_concurrency": limits.at_once}
                 if limits.starts is not None:
-                    words["limiter"] = {"limit": limits.starts, "period": limits.period_s}
+                    words["partition_limiter"] = {"limit": limits.starts, "period": limits.period_s}
                 if place == "registry":
                     words["partition_concurrency"] = 1
                 self.client.register_queue(name, polling_interval_sec=POLL_S, **words)

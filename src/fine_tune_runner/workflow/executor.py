@@ -11,6 +11,7 @@ import contextlib
 import functools
 import itertools
 import logging
+import operator
 import os
 import threading
 import time
@@ -182,7 +183,9 @@ class Executor:
         """Do a leg on its own queue and wait for it."""
         own = DBOS.workflow_id or run.run_id
         name = f"{own}.{number}" if "~" in own else f"{own}~1.{number}"
-        with SetWorkflowID(name), SetEnqueueOptions(priority=leg["priority"]):
+        # None but for `hosted`; a leg that was decided before there was a provider in it counts for itself.
+        share = (leg.get("provider") or "none") if leg["queue"].startswith("hosted") else None
+        with SetWorkflowID(name), SetEnqueueOptions(priority=leg["priority"], queue_partition_key=share):
             handle = await DBOS.enqueue_workflow_async(
                 leg["queue"], self._leg_workflow, run.client_id, run.run_id, leg["steps"], leg["queue"]
             )
@@ -262,9 +265,11 @@ class Executor:
                 finish(context)
                 return {"state": "finished"}
             first = todo[0]
-            same = itertools.takewhile(lambda s: (s.place, s.label) == (first.place, first.label), todo)
+            where = operator.attrgetter("place", "label", "provider")
+            same = itertools.takewhile(lambda step: where(step) == where(first), todo)
             return {
                 "state": "next",
+                "provider": first.provider,
                 "steps": [step.name for step in same],
                 "queue": None if first.place == "registry" else self._queue(context, first),
                 "priority": 1,
