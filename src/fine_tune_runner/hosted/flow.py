@@ -23,6 +23,7 @@ from fine_tune_runner.hosted.records import RemoteEvent, RemoteJob
 from fine_tune_runner.hosted.remote import cancel_job, delete_files, file_name, find_file, find_job, or_else
 from fine_tune_runner.hosted.shutdown import check_alive, day, life
 from fine_tune_runner.hosted.upload import write_upload
+from fine_tune_runner.hosted.whereabouts import began_at, check_here
 from fine_tune_runner.settings import Client
 from fine_tune_runner.types import (
     Clock,
@@ -76,10 +77,11 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Eligible(msgspec.Struct, frozen=True, kw_only=True):
-    """What was known before anything was sent: the base model, and when it stops answering."""
+    """What was known before anything was sent: the base model, when it stops answering, and the address."""
 
     base_model: str
     shutdown_date: date | None
+    url: str = ""
 
 
 class Upload(msgspec.Struct, frozen=True, kw_only=True):
@@ -168,11 +170,12 @@ class Flow:
                 message=f"training.learning_rate is not sent: {self._provider.title} takes a multiplier of "
                 "a rate of its own",
             )
-        return Eligible(base_model=self._base, shutdown_date=known.shutdown_date)
+        return Eligible(base_model=self._base, shutdown_date=known.shutdown_date, url=self._place.url)
 
     def upload(self, context: RunContext) -> Upload:
         """Send `messages` of the training set under a name that carries the run id, once."""
         dataset, run = context.value(Dataset), context.run
+        self._check_place(context)
         context.attempt_dir.mkdir(parents=True, exist_ok=True)
         name = file_name(run.run_id)
         path = context.attempt_dir / name
@@ -196,6 +199,7 @@ class Flow:
     def create(self, context: RunContext) -> HostedJob:
         """Start the job, once; on a refusal the uploaded file is deleted and the run is at its end."""
         run, upload = context.run, context.value(Upload)
+        self._check_place(context)
         suffix = job_suffix(self._provider, run.client_id, run.version)
         training = self._client.config.training
         body = job_body(self._provider, self._base, upload.file_id, suffix, training, run.run_id)
@@ -217,6 +221,7 @@ class Flow:
 
     def poll(self, context: RunContext) -> Trained:
         """Watch the job to its end, keep what it reports, delete its files at the provider."""
+        self._check_place(context)
         with self._connect("train") as wire:
             job, events = self._watch(wire, context, context.value(HostedJob))
             end = phase(self._provider, job.status)
@@ -270,6 +275,11 @@ class Flow:
             shutdown_date=min(ends, default=None),
             cost_usd=trained.cost_usd,
         )
+
+    def _check_place(self, context: RunContext) -> None:
+        """ProviderError where the run began at another address: its file and its job are there."""
+        began = context.value(Eligible).url or None
+        check_here(f"run {context.run.run_id}", began, [self._place.url])
 
     def _check_agreed(self, context: RunContext) -> None:
         """PolicyError where the job would be another than was agreed to, or dearer than its limit by now.
@@ -414,8 +424,17 @@ class Flow:
         with contextlib.suppress(ProviderError):  # the reason counts; `doctor` lists what is left
             delete_files(wire, context.run.run_id)
 
+    def check_whereabouts(self, run_id: str) -> None:
+        """ProviderError where a run may have a file or a job at another address than that of the settings."""
+        if self._ledger.closed(run_id) is None and self._ledger.effects(run_id):
+            check_here(f"run {run_id}", began_at(self._client.dir, run_id), [self._place.url])
+
     def cancel(self, run_id: str) -> tuple[str, ...]:
-        """Let nothing more begin, stop the run's jobs, delete its files; the ids of the jobs."""
+        """Let nothing more begin, stop the run's jobs, delete its files; the ids of the jobs.
+
+        ProviderError where what it sent is at another address; the run is not closed then.
+        """
+        self.check_whereabouts(run_id)
         self._ledger.close(run_id, "cancelled")
         done = {e.step: e.provider_id for e in self._ledger.effects(run_id) if e.provider_id}
         with self._connect("ids") as wire:

@@ -119,6 +119,11 @@ def _is_over(wire: Wire, provider: Provider, job_id: str) -> bool:
         return error.status == 404
 
 
+def model_of_job(wire: Wire, job_id: str) -> str | None:
+    """The model that a job made; None where it made none, or there is no such job."""
+    return or_else(lambda: wire.job(job_id).fine_tuned_model, None)
+
+
 def or_else(call: Callable[[], T], default: D) -> T | D:
     """What the provider answers, or the default where it offers no such thing; what passes still raises."""
     try:

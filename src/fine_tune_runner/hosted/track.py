@@ -19,7 +19,8 @@ from fine_tune_runner.hosted.answers import HostedAnswerer
 from fine_tune_runner.hosted.flow import Eligible, Flow, HostedJob, Pace, Trained, Upload, resumable
 from fine_tune_runner.hosted.place import Errand, place_of
 from fine_tune_runner.hosted.providers import PROVIDERS, base_model, is_own_host
-from fine_tune_runner.hosted.remote import cancel_job, delete_files, still_on
+from fine_tune_runner.hosted.remote import cancel_job, delete_files, model_of_job, still_on
+from fine_tune_runner.hosted.whereabouts import check_here, made_at
 from fine_tune_runner.policy.egress import EgressPolicy
 from fine_tune_runner.settings import Client, Settings
 from fine_tune_runner.types import (
@@ -188,6 +189,7 @@ class Hosted:
         """What of a run may still be going on at the provider, asked there; None where nothing does."""
         ledger, settle_s = self.ledger, self._pace.request_s + self._pace.grace_s
         try:
+            self._flow().check_whereabouts(run.run_id)
             with self.connect("ids") as wire:
                 return still_on(
                     wire,
@@ -216,11 +218,35 @@ class Hosted:
         return None
 
     def forget(self, run_ids: Sequence[str], model_ids: Sequence[str]) -> tuple[str, ...]:
-        """Stop what still runs of a client, delete its files and models at the provider; the models' ids."""
-        for run_id in run_ids:
-            self._flow().cancel(run_id)
+        """Stop what still runs of a client, delete its files and models at the provider; the models' ids.
+
+        Models of earlier attempts, which no registry names any more, go too. What is at another address is
+        left: ProviderError names the first, once all that is here was deleted.
+        """
+        flow, away = self._flow(), []
+        here: tuple[list[str], list[str]] = ([], [])
+        checks = (flow.check_whereabouts, self._check_made_here)
+        for check, names, kept in zip(checks, (run_ids, model_ids), here, strict=True):
+            for name in names:
+                try:
+                    check(name)
+                    kept.append(name)
+                except ProviderError as error:
+                    away.append(error)
+        jobs = [job_id for run_id in here[0] for job_id in flow.cancel(run_id)]
         with self.connect("ids") as wire:
-            return tuple(model_id for model_id in model_ids if wire.delete_model(model_id))
+            made = filter(None, [model_of_job(wire, job_id) for job_id in jobs])
+            every = dict.fromkeys([*here[1], *made])
+            gone = tuple(model_id for model_id in every if wire.delete_model(model_id))
+        if away:
+            raise away[0]
+        return gone
+
+    def _check_made_here(self, model_id: str) -> None:
+        """ProviderError where a model is at another address; that of a closed run is gone there already."""
+        made = made_at(self._client.dir, model_id)
+        if made is not None and self.ledger.closed(made.run_id) is None:
+            check_here(model_id, made.url, [self.place.url, self.place.answers_url])
 
     def discard(self, found: Unwatched) -> None:
         """Delete what no run watches: stop its job, delete its model or file; its run can begin no more."""
