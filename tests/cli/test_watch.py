@@ -29,26 +29,32 @@ def publish(folder: Path, version: int) -> None:
     (folder / ".train").replace(folder / f"v{version}.jsonl")
 
 
-def test_what_is_published_is_trained_and_goes_into_service_by_itself(place: Workplace) -> None:
+def test_what_is_published_goes_into_service_by_itself_once_also_where_the_watch_is_killed(
+    place: Workplace,
+) -> None:
     for path in place.client.glob("v1*.jsonl"):
         path.unlink()
     watch = place.start("watch")
-    lock = place.data / ".fine-tune/watch.lock"
-    wait_until(lambda: lock.exists() and lock.read_text() == str(watch.pid), watch)
+    wait_until((place.client / MEMORY).exists, watch)  # it said what is missing
     second = place.run("watch")
     assert (second.code, f"process {watch.pid} watches" in second.err) == (1, True)
-    wait_until((place.client / MEMORY).exists, watch)  # it said what is missing
     publish(place.client, 1)
+    wait_until(
+        lambda: any("started" in p.read_text() for p in place.client.glob("runs/*/events.jsonl")), watch
+    )
+    watch.kill()
+    first, _ = watch.communicate(timeout=60)
+    watch = place.start("watch")
     registry = place.client / "model_registry.json"
     wait_until(lambda: registry.exists() and place.registry()[0]["active"], watch)
     watch.send_signal(signal.SIGTERM)
     out, _ = watch.communicate(timeout=120)
     assert watch.returncode == 0, out
-    assert "Watching 1 clients" in out
-    assert "small queued: awaiting 50 examples (has 0)" in out
-    assert "small v1 submitted: small-v1-b-" in out
+    assert "Watching 1 clients" in first
+    assert "small queued: awaiting 50 examples (has 0)" in first
+    assert (first + out).count("small v1 submitted: small-v1-b-") == 1
     assert "promoted" in out
-    assert len(list(place.client.glob("runs/*"))) == 1
+    assert (len(list(place.client.glob("runs/*"))), len(place.registry())) == (1, 1)
 
 
 def test_once_leaves_what_is_ready_to_a_worker_and_tells_of_faults_once(place: Workplace) -> None:
