@@ -10,6 +10,8 @@ from tests.small_client import Workplace
 def test_decisions_through_a_pipe_become_the_score_without_a_model(place: Workplace) -> None:
     """A random base answers nonsense that no rule reads; somebody says that two of the answers are right."""
     assert place.submit().code == 0
+    evaluated = place.run("eval", "--client", "small", "--version", "1")
+    assert "decide them: fine-tune review --client small --version 1" in evaluated.out
     listed = place.run("review", "--client", "small", "--version", "1", "--json")
     assert listed.code == 0, listed.err
     items = listed.events

@@ -59,4 +59,7 @@ def eval_command(
     else:
         echo(RULE)
         echo(f"  Verdict: {verdict.decision} — {verdict.reason}")
+        if unread := len(report.new.unresolved):
+            words = f"--client {client_id} --version {version}"
+            echo(f"  No rule could read answers to {unread} questions; decide them: fine-tune review {words}")
     return EXIT_CODES[verdict.decision]
