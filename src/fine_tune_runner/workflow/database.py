@@ -21,6 +21,7 @@ from dbos import DBOS, DBOSClient, DBOSPortableJSONSerializer, _serialization
 from fine_tune_runner.errors import RunError
 from fine_tune_runner.files import locked
 from fine_tune_runner.types import Place
+from fine_tune_runner.workflow.engine import Waiting
 
 APP = "fine-tune-runner"
 APP_VERSION = "1"  # the default is a hash of the source and of dbos itself: any edit would strand runs
@@ -45,16 +46,6 @@ LIMITS: dict[Place, Limits] = {
     "evaluate": Limits(2),
     "train": Limits(1),
 }
-
-
-class Waiting(NamedTuple):
-    """A workflow that is not at its end."""
-
-    id: str
-    status: str
-    queue: str
-    executor_id: str | None
-    app_version: str | None
 
 
 def _refuse_pickle(_text: str) -> Any:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from fine_tune_runner.errors import RunError, RunnerError
 from fine_tune_runner.files import lock_owner, locked
 from fine_tune_runner.types import PLACES, Clock, Place, Run
-from fine_tune_runner.workflow.engine import PATIENCE, Event, Patience, Plan, RunState
+from fine_tune_runner.workflow.engine import PATIENCE, Event, Patience, Plan, RunState, Waiting
 from fine_tune_runner.workflow.record import Record, Tail, alive, interrupted
 
 if TYPE_CHECKING:
@@ -103,11 +103,24 @@ class Durable:
         if state.state == "finished":
             raise RunError(f"run {run_id} is finished; there is nothing to cancel")
         self.record.ask_to_stop(state.run)
-        if self.url is not None or (self.folder / "engine.sqlite").exists():
+        if self._has_database():
             with self.database() as database:
                 database.cancel(run_id, waiting_only=state.pid is not None)
         if state.pid is None:
             self.record.open(state.run).emit("run cancelled")
+
+    def live(self) -> Sequence[Waiting]:
+        """The workflows that wait or are under way; none where nothing was ever run."""
+        if not self._has_database():
+            return ()
+        with self.database() as database:
+            return database.live()
+
+    def drop(self, run_id: str) -> None:
+        """Take a run's workflows out of the database, also where its folder is gone."""
+        if self._has_database():
+            with self.database() as database:
+                database.cancel(run_id, waiting_only=False)
 
     def work(
         self,
@@ -178,6 +191,9 @@ class Durable:
                 yield executor
             finally:
                 executor.stop()
+
+    def _has_database(self) -> bool:
+        return self.url is not None or (self.folder / "engine.sqlite").exists()
 
     def _enqueue(self, database: Database, run: Run, priority: int) -> str:
         self.record.begin(run)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
@@ -49,6 +49,21 @@ class RunState(msgspec.Struct, frozen=True, kw_only=True):
     pid: int | None = None
     updated_at: datetime | None = None
     error: str | None = None
+
+
+class Waiting(NamedTuple):
+    """A workflow of the engine's database that is not at its end."""
+
+    id: str
+    status: str
+    queue: str
+    executor_id: str | None
+    app_version: str | None
+
+    @property
+    def run_id(self) -> str:
+        """The run that it does, or a part of."""
+        return self.id.partition("~")[0]
 
 
 class Engine(Protocol):
@@ -102,4 +117,12 @@ class Engine(Protocol):
 
     def resume(self, run_id: str) -> None:
         """Go on with a run where it stopped."""
+        ...
+
+    def live(self) -> Sequence[Waiting]:
+        """The workflows that wait or are under way, of all runs, whatever the record says of these."""
+        ...
+
+    def drop(self, run_id: str) -> None:
+        """Take a run's workflows out of the database, also where its folder is gone; no file is touched."""
         ...

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from fine_tune_runner.errors import RunError
 from fine_tune_runner.types import Clock, Run
-from fine_tune_runner.workflow.engine import Event, Plan, RunState
+from fine_tune_runner.workflow.engine import Event, Plan, RunState, Waiting
 from fine_tune_runner.workflow.record import Record, finish, outcome, perform
 
 T = TypeVar("T")
@@ -84,6 +84,13 @@ class Journal:
         self._record.ask_to_stop(state.run)
         if state.pid is None:
             self._record.open(state.run, listener=self._listener).emit("run cancelled")
+
+    def live(self) -> Sequence[Waiting]:
+        """There is no database."""
+        return ()
+
+    def drop(self, run_id: str) -> None:
+        """There is nothing to take it out of."""
 
     def resume(self, run_id: str) -> None:
         """Go on where the run stopped; a finished one is left alone."""

@@ -246,6 +246,8 @@ def perform(
     crash_point(f"after {step.name}")
     digest = context.write(step, value, started.isoformat())
     crash_point(f"recorded {step.name}")
+    seconds = (context.clock() - started).total_seconds()
+    context.emit("step done", step=step.name, seconds=seconds)
     return digest
 
 
