@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fine_tune_runner.driving import Confirm
 from fine_tune_runner.errors import (
     Interrupted,
     PolicyError,
@@ -60,7 +61,7 @@ class Desk:
     def write_config(self, **config: Any) -> None:
         (self.client / "config.json").write_text(json.dumps({"client_id": "small", **config}))
 
-    def runner(self, confirm: Callable[[Estimate], bool] = lambda estimate: True) -> FineTuneRunner:
+    def runner(self, confirm: Confirm = lambda estimates: True) -> FineTuneRunner:
         return FineTuneRunner(
             self.settings,
             listener=self.events.append,
@@ -268,9 +269,9 @@ def test_a_cost_limit_cannot_be_kept_where_the_price_is_unknown(desk: Desk) -> N
     with pytest.raises(PolicyError, match=r"made up, so --max-cost 10.00 cannot be kept; nothing was sent"):
         desk.runner().submit("small", 1, max_cost_usd=10.0)
     assert desk.track.trained == []
-    asked: list[Estimate] = []
-    desk.runner(confirm=lambda estimate: asked.append(estimate) is None).submit("small", 1)
-    assert [estimate.cost_usd for estimate in asked] == [None]
+    asked: list[Mapping[str, Estimate]] = []
+    desk.runner(confirm=lambda estimates: asked.append(estimates) is None).submit("small", 1)
+    assert [estimate.cost_usd for estimates in asked for estimate in estimates.values()] == [None]
 
 
 def test_a_raised_cost_limit_counts_for_the_run_that_it_stopped(desk: Desk) -> None:
@@ -295,9 +296,9 @@ def test_money_is_asked_for_once_and_a_no_sends_nothing(desk: Desk) -> None:
     desk.track.cost_usd = 12.5
     with pytest.raises(Interrupted, match="nothing was sent"):
         desk.runner(confirm=lambda estimate: False).submit("small", 1)
-    asked: list[Estimate] = []
-    desk.runner(confirm=lambda estimate: asked.append(estimate) is None).submit("small", 1)
-    assert [estimate.cost_usd for estimate in asked] == [12.5]
+    asked: list[Mapping[str, Estimate]] = []
+    desk.runner(confirm=lambda estimates: asked.append(estimates) is None).submit("small", 1)
+    assert [estimate.cost_usd for estimates in asked for estimate in estimates.values()] == [12.5]
 
 
 def test_a_preview_writes_nothing(desk: Desk) -> None:

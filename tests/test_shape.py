@@ -41,6 +41,7 @@ LAYERS = {
     "alerts": 6,
     "line": 6,
     "attempts": 6,
+    "driving": 6,
     "scaffold": 6,
     "runner": 7,
     "status": 8,

@@ -16,7 +16,7 @@ import msgspec
 
 from fine_tune_runner.attempts import RUN_ID
 from fine_tune_runner.errors import RunError, RunnerError
-from fine_tune_runner.files import fsync_dir, locked, write_atomic
+from fine_tune_runner.files import fsync_dir, lock_owner, locked, write_atomic
 from fine_tune_runner.runner import FineTuneRunner
 from fine_tune_runner.settings import Client, Settings, load_client
 
@@ -51,7 +51,10 @@ def forgetting(runner: FineTuneRunner, client_id: str) -> Erasure:
     if client.dir.is_symlink():
         target = client.dir.resolve()
         raise RunError(f"{client.dir} is a link to {target}; put the folder itself in its place, then forget")
-    if alive := [state for state in runner.engine.runs(client_id) if state.state == "running"]:
+    states = runner.engine.runs(client_id)
+    # Also one that was cancelled while another client's step trains it, until that step lets go of it.
+    steps = {state.run.run_id: client.dir / "runs" / state.run.run_id / "step.lock" for state in states}
+    if alive := [s for s in states if s.state == "running" or lock_owner(steps[s.run.run_id]) is not None]:
         run_id = alive[0].run.run_id
         raise RunError(f"run {run_id} is alive; first: fine-tune cancel {run_id}")
     files = [path for path in client.dir.rglob("*") if path.is_file() and not path.is_symlink()]

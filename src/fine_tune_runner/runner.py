@@ -15,17 +15,17 @@ import msgspec
 from fine_tune_runner.alerts import Alerts
 from fine_tune_runner.attempts import Attempts
 from fine_tune_runner.dataset import read
+from fine_tune_runner.driving import Confirm, drive
 from fine_tune_runner.errors import (
-    Interrupted,
     MissingModel,
-    NeedsApproval,
     RegistryError,
+    RunnerError,
     ServingError,
     UsageError,
 )
 from fine_tune_runner.line import Line, model_of, run_dir_of, trained_on
 from fine_tune_runner.policy.egress import policy_of
-from fine_tune_runner.policy.held import held, held_step, on_record
+from fine_tune_runner.policy.held import all_held, held, held_step, on_record
 from fine_tune_runner.policy.track import choose_track
 from fine_tune_runner.ports import TrackPort
 from fine_tune_runner.registry import edits
@@ -141,7 +141,7 @@ class FineTuneRunner:
         clock: Clock = utc_now,
         tracks: Mapping[Track, TrackMaker] = TRACKS,
         embedder: Callable[[Settings], Embedder] = minilm,
-        confirm: Callable[[Estimate], bool] = lambda _estimate: True,
+        confirm: Confirm = lambda _estimates: True,
         who: str | None = None,
         engine: EngineMaker = durable,
     ) -> None:
@@ -165,12 +165,39 @@ class FineTuneRunner:
         request = Request(client_id=client_id, version=version, track=track, **words)
         return self.start(self.run_for(request))
 
-    @held
     def start(self, run: Run) -> Job:
-        """Begin a run, or go on with it; one that is at its end is only looked up."""
+        """`start_all` for one; raises what stopped it."""
+        (ended,) = self.start_all([run])
+        if isinstance(ended, RunnerError):
+            raise ended
+        return ended
+
+    def start_all(self, runs: Sequence[Run]) -> list[Job | RunnerError]:
+        """Begin runs, or go on with them, side by side; each one's job, or what stopped it, in its place.
+
+        One that is at its end is only looked up. `confirm` is asked once, for all that cost money.
+        """
+        begun: list[Run] = []
+        stopped: dict[str, RunnerError] = {}
+        with all_held(self.settings, [run.client_id for run in runs]):
+            try:
+                for run in runs:
+                    try:
+                        if self._begin(run):
+                            begun.append(run)
+                    except RunnerError as error:
+                        stopped[run.run_id] = error
+                stopped |= drive(self.engine, begun, self._confirm)
+            finally:
+                for run in begun:
+                    self.alerts.run_ended(self.engine, run.run_id)
+        return [stopped.get(run.run_id) or self.job(run.run_id) for run in runs]
+
+    def _begin(self, run: Run) -> bool:
+        """Say what is planned for a run; False where it is at its end."""
         known = [state for state in self.engine.runs(run.client_id) if state.run.run_id == run.run_id]
         if known and known[0].state == "finished":
-            return self.job(run.run_id)
+            return False
         client = load_client(self.settings, run.client_id)
         title = self.port(client, run.track).title
         done = known[0].done if known else ()
@@ -178,24 +205,7 @@ class FineTuneRunner:
             "run planned", version=run.version, title=title, track_reason=run.track_reason, done=done
         )
         self._follow(client, run.track)
-        try:
-            self._drive(run)
-        finally:
-            self.alerts.run_ended(self.engine, run.run_id)
-        return self.job(run.run_id)
-
-    def _drive(self, run: Run) -> None:
-        """Run to the end; where it waits for a yes to its cost, `confirm` is asked."""
-        while True:
-            try:
-                self.engine.run(run)
-            except NeedsApproval:
-                said = [event.data for event in self.engine.events(run.run_id) if event.event == "estimated"]
-                if not self._confirm(msgspec.convert(said[-1], Estimate)):
-                    raise Interrupted("not started; nothing was sent") from None
-                self.engine.approve(run)
-            else:
-                return
+        return True
 
     def leave(self, run: Run, *, approved: bool = False) -> None:
         """Leave a run to the workers and return at once; `approved` is a yes to what it costs."""

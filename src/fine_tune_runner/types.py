@@ -9,6 +9,7 @@ has one. Nothing in here reads a file, opens a socket or knows a track.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from datetime import date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
@@ -472,6 +473,10 @@ class RunContext(Protocol):
 
     def check_cancelled(self) -> None:
         """Raise `Interrupted` where `cancelled()`."""
+        ...
+
+    def others(self) -> AbstractContextManager[Sequence[RunContext]]:
+        """Other runs that wait here for this very step, kept from doing it while the block lasts."""
         ...
 
 

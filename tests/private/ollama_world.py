@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,10 @@ from tests.contract.ollama_server.store import Stored, key_of
 from tests.scripted_track import Letters, folder_of, in_process
 from tests.small_client import PROMPT, TRAINING, train_rows, write_version
 
+from fine_tune_runner.errors import RunnerError
 from fine_tune_runner.private.served import Served
-from fine_tune_runner.private.track import Embedded, Trainer
+from fine_tune_runner.private.sitting import Trainer
+from fine_tune_runner.private.track import Embedded
 from fine_tune_runner.private.train_spec import TrainSpec
 from fine_tune_runner.runner import FineTuneRunner
 from fine_tune_runner.settings import Client, Settings, load_client, load_settings
@@ -28,9 +30,12 @@ HEADS = {"q": 64, "v": 32}  # rows of the projections of tests/tiny_llama.py
 
 
 def at_once(
-    spec: TrainSpec, on_event: Callable[[dict[str, Any]], None], stopping: Callable[[], bool]
-) -> TrainingSummary:
+    specs: Sequence[TrainSpec],
+    on_event: Callable[[int, dict[str, Any]], None],
+    stopping: Callable[[], bool],
+) -> list[TrainingSummary | RunnerError]:
     """An adapter of fixed random numbers, another one for each version, as PEFT saves it."""
+    (spec,) = specs
     random = np.random.default_rng(int(Path(spec.train_path).stem.removeprefix("v")))
     folder = spec.adapter_dir
     folder.mkdir(parents=True)
@@ -43,7 +48,10 @@ def at_once(
     save_file(tensors, folder / "adapter_model.safetensors")
     config = {"r": 4, "lora_alpha": 8, "peft_type": "LORA", "target_modules": ["q_proj", "v_proj"]}
     (folder / "adapter_config.json").write_text(json.dumps(config))
-    return TrainingSummary(steps=8, epochs=1, tokens=1, loss_tokens=1, seconds=1, first_loss=2, final_loss=1)
+    summary = TrainingSummary(
+        steps=8, epochs=1, tokens=1, loss_tokens=1, seconds=1, first_loss=2, final_loss=1
+    )
+    return [summary]
 
 
 class Desk:

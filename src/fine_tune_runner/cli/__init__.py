@@ -95,13 +95,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code = fine_tune.main(args=arguments, prog_name="fine-tune", standalone_mode=False)
     except RunnerError as error:
-        _say(error.code, str(error), as_json)
+        say_error(error.code, str(error), as_json)
         code = error.exit_code
     except click.UsageError as error:
         error.show()
         code = 2
     except (click.Abort, KeyboardInterrupt):
-        _say("interrupted", "stopped by Ctrl-C", as_json)
+        say_error("interrupted", "stopped by Ctrl-C", as_json)
         code = 130
     except click.exceptions.Exit as stop:
         code = stop.exit_code
@@ -111,16 +111,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = 1
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
-        _say("system", f"{place}{error.strerror or error}; check permissions and free space", as_json)
+        say_error("system", f"{place}{error.strerror or error}; check permissions and free space", as_json)
         code = 1
     return code if isinstance(code, int) else 0
 
 
-def _say(code: str, message: str, as_json: bool) -> None:
+def say_error(code: str, message: str, as_json: bool, client_id: str | None = None) -> None:
+    """One error on stderr, or as a JSON line; `client_id` where a command is about several."""
     if as_json:
-        click.echo(msgspec.json.encode({"event": "error", "code": code, "message": message}).decode())
+        whose = {"client_id": client_id} if client_id else {}
+        click.echo(msgspec.json.encode({"event": "error", "code": code, "message": message} | whose).decode())
         return
-    first, *rest = message.split("\n")
+    first, *rest = (f"{client_id}: {message}" if client_id else message).split("\n")
     click.secho(f"Error: {first}", fg="red", err=True, color=False if "NO_COLOR" in os.environ else None)
     for line in rest:
         click.echo(f"       {line}", err=True)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import click
 import msgspec
 
+from fine_tune_runner.driving import Confirm
 from fine_tune_runner.erasure import sweep
 from fine_tune_runner.errors import RunnerError, UsageError
 from fine_tune_runner.runner import FineTuneRunner
@@ -77,17 +78,32 @@ def money(estimate: Estimate) -> str:
     return f"{about}${estimate.cost_usd:.2f} ({estimate.price_source})"
 
 
-def confirm(yes: bool) -> Callable[[Estimate], bool]:
-    """What is asked before a run that costs money: once on a terminal; `yes` answers."""
+def confirm(yes: bool, before: Callable[[], None] = lambda: None) -> Confirm:
+    """What is asked before runs that cost money, once for all and on a terminal; `yes` answers.
 
-    def ask(estimate: Estimate) -> bool:
+    `before` is called where somebody is asked.
+    """
+
+    def ask(estimates: Mapping[str, Estimate]) -> bool:
         if yes:
             return True
+        costs, them = _costs(estimates), "it" if len(estimates) == 1 else "them"
         if not interactive():
-            raise UsageError(f"this run costs {money(estimate)}; say --yes to start it")
-        return click.confirm(f"This run costs {money(estimate)}. Start it?")
+            raise UsageError(f"{costs}; say --yes to start {them}")
+        before()
+        return click.confirm(f"{costs[0].upper()}{costs[1:]}. Start {them}?")
 
     return ask
+
+
+def _costs(estimates: Mapping[str, Estimate]) -> str:
+    """What runs cost, in words; of several each one's price, and the sum of those that are known."""
+    if len(estimates) == 1:
+        return f"this run costs {money(next(iter(estimates.values())))}"
+    each = "; ".join(f"{run_id} {money(estimate)}" for run_id, estimate in estimates.items())
+    known = [estimate.cost_usd for estimate in estimates.values() if estimate.cost_usd is not None]
+    more = "" if len(known) == len(estimates) else " and what is not known"
+    return f"these {len(estimates)} runs cost about ${sum(known):.2f}{more} together ({each})"
 
 
 def interactive() -> bool:

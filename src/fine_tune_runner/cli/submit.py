@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
 import click
 
+from fine_tune_runner.cli import say_error
 from fine_tune_runner.cli.common import (
     answers_option,
-    client_option,
     confirm,
     echo,
     echo_json,
@@ -18,19 +21,42 @@ from fine_tune_runner.cli.common import (
     settings,
     strict_option,
     track_option,
-    version_option,
     yes_option,
 )
-from fine_tune_runner.cli.transcript import RULE, JsonLines, Transcript
+from fine_tune_runner.cli.transcript import RULE, JsonLines, Transcripts
+from fine_tune_runner.dataset import read
+from fine_tune_runner.errors import RunnerError
 from fine_tune_runner.settings import load_client
-from fine_tune_runner.types import Job, Purpose, RegistryEntry, Request, Track
+from fine_tune_runner.types import Job, Purpose, RegistryEntry, Request, Run, Track
 
 EXIT_CODES = {"promote": 0, "refuse": 3, "hold": 4}
+Version = int | Literal["latest"]
+
+
+def _version(_ctx: click.Context, _param: click.Parameter, value: str) -> Version:
+    if value == "latest":
+        return "latest"
+    if not (value.isascii() and value.isdigit() and int(value) >= 1):
+        raise click.BadParameter(f"{value!r} is no version; give a number from 1, or latest")
+    return int(value)
 
 
 @click.command("submit")
-@client_option
-@version_option
+@click.option(
+    "--client",
+    "client_ids",
+    required=True,
+    multiple=True,
+    metavar="ID",
+    help="A client's id; may be repeated.",
+)
+@click.option(
+    "--version",
+    required=True,
+    callback=_version,
+    metavar="N|latest",
+    help="The version, such as 3; latest: the highest with both files, of each client.",
+)
 @track_option
 @click.option("--purpose", type=click.Choice(["iteration", "production"]), help="Helps to choose the track.")
 @click.option("--max-cost", type=click.FloatRange(min=0), metavar="USD", help="Refuse above this estimate.")
@@ -43,8 +69,8 @@ EXIT_CODES = {"promote": 0, "refuse": 3, "hold": 4}
 @yes_option
 @json_option
 def submit_command(
-    client_id: str,
-    version: int,
+    client_ids: tuple[str, ...],
+    version: Version,
     track: Track | None,
     purpose: Purpose | None,
     max_cost: float | None,
@@ -61,6 +87,9 @@ def submit_command(
 
     An unfinished run of the same version goes on where it stopped. A run that is at its end is only reported.
 
+    Several clients run side by side; on own hardware those with the same base and settings train together.
+    What stops one stops no other, costs are asked for once, and the highest exit code counts.
+
     \b
     Examples:
       fine-tune submit --client teleios --version 1
@@ -69,35 +98,87 @@ def submit_command(
       fine-tune submit --client hre --version 3 --again --json
       fine-tune submit --client hre --version 3 --answers 10 --strict
       fine-tune submit --client hre --version 3 --detach
+      fine-tune submit --client teleios --client rtt --version latest
     """
-    request = Request(
-        client_id=client_id,
-        version=version,
-        track=track,
-        purpose=purpose,
-        max_cost_usd=max_cost,
-        again=again,
-        strict=strict,
-        answers=answers,
-    )
-    if dry_run:
-        return preview(request, as_json)
 
+    def request(client_id: str) -> Request:
+        latest = read.latest(load_client(settings(), client_id).dir) if version == "latest" else version
+        return Request(
+            client_id=client_id,
+            version=latest,
+            track=track,
+            purpose=purpose,
+            max_cost_usd=max_cost,
+            again=again,
+            strict=strict,
+            answers=answers,
+        )
+
+    names = list(dict.fromkeys(client_ids))
+    if dry_run:
+        return each(names, lambda name: preview(request(name), as_json), as_json)
     if detach:
-        return leave(request, yes, as_json)
-    name = load_client(settings(), client_id).name
-    listener = JsonLines() if as_json else Transcript(name)
-    line = runner(poll_s, listener=listener, confirm=confirm(yes))
-    try:
-        run = line.run_for(request)
+        return each(names, lambda name: leave(request(name), yes, as_json), as_json)
+    return follow(names, request, poll_s, yes, as_json)
+
+
+def follow(
+    client_ids: Sequence[str],
+    request: Callable[[str], Request],
+    poll_s: float | None,
+    yes: bool,
+    as_json: bool,
+) -> int:
+    """Run what is asked for of each client, side by side, and show it; the highest exit code."""
+    names: dict[str, str] = {}
+    listener: Any = None
+    runs: dict[str, Run] = {}
+    line = runner(
+        poll_s,
+        listener=lambda event: listener(event),
+        confirm=confirm(yes, before=lambda: listener.close()),
+    )
+
+    def begin(client_id: str) -> int:
+        run = line.run_for(request(client_id))
+        names[client_id] = load_client(settings(), client_id).name
         if not as_json:
-            echo(f"Track {run.track}: {run.track_reason}", err=True)
+            whose = f"{client_id}: " if len(client_ids) > 1 else ""
+            echo(f"{whose}Track {run.track}: {run.track_reason}", err=True)
         if yes:
             line.engine.approve(run)
-        job = line.start(run)
+        runs[client_id] = run
+        return 0
+
+    code = each(client_ids, begin, as_json)
+    listener = JsonLines() if as_json else Transcripts(names)
+    try:
+        ended = dict(zip(runs, line.start_all(list(runs.values())), strict=True))
     finally:
         listener.close()
-    return closing(job, line.entry(client_id, version, run.track), name, as_json)
+
+    def end(client_id: str) -> int:
+        job = ended.get(client_id)
+        if job is None:
+            return 0  # told already
+        if isinstance(job, RunnerError):
+            raise job
+        entry = line.entry(client_id, job.version, job.track)
+        return closing(job, entry, names[client_id], as_json)
+
+    return max(code, each(client_ids, end, as_json))
+
+
+def each(client_ids: Sequence[str], do: Callable[[str], int], as_json: bool) -> int:
+    """Do something for each client; what stops one is told and stops no other. The highest exit code."""
+    code = 0
+    for client_id in client_ids:
+        try:
+            code = max(code, do(client_id))
+        except RunnerError as error:
+            say_error(error.code, str(error), as_json, client_id if len(client_ids) > 1 else None)
+            code = max(code, error.exit_code)
+    return code
 
 
 def leave(request: Request, approved: bool, as_json: bool) -> int:

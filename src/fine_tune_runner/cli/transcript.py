@@ -6,7 +6,7 @@ Labels, rules and ticks are fixed and stand in one table; this module decides no
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -31,14 +31,76 @@ class JsonLines:
         """Nothing is left to do."""
 
 
-class Transcript:
-    """The lines of spec.md; `live` shows a bar instead of progress lines."""
+class Bars:
+    """Live bars at the bottom of a terminal, one for each run that has something to show."""
 
-    def __init__(self, client_name: str, *, live: bool | None = None) -> None:
+    def __init__(self) -> None:
+        self._progress: Any = None
+
+    def begin(self, prefix: str, what: str, total: int) -> Any:
+        """Show another bar; what `update` and `end` take."""
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        if self._progress is None:
+            columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            first, last = TextColumn("{task.fields[prefix]}    "), TextColumn("{task.description}")
+            self._progress = Progress(first, *columns, last, transient=True)
+            self._progress.start()
+        return self._progress.add_task(what, total=total, prefix=prefix)
+
+    def update(self, bar: Any, done: int, total: int, text: str) -> None:
+        """Move a bar on."""
+        self._progress.update(bar, completed=done, total=total, description=text)
+
+    def end(self, bar: Any) -> None:
+        """Take a bar away, and with the last one all that was drawn."""
+        self._progress.remove_task(bar)
+        if not self._progress.tasks:
+            self._progress.stop()
+            self._progress = None
+
+
+class Transcripts:
+    """The transcripts of several clients as things happen, each line with its client's id before it.
+
+    `names` by client id. One client alone has no prefix; what is not of these clients is not shown.
+    """
+
+    def __init__(self, names: Mapping[str, str], *, live: bool | None = None) -> None:
+        width, bars = max(map(len, names), default=0), Bars()
+        self._of = {
+            client_id: Transcript(
+                name, live=live, prefix=f"{client_id:<{width}} │ " if len(names) > 1 else "", bars=bars
+            )
+            for client_id, name in names.items()
+        }
+
+    def __call__(self, event: Event) -> None:
+        """Print what one event calls for."""
+        client_id = event.run_id.rsplit("-", 4)[0]
+        if transcript := self._of.get(client_id):
+            transcript(event)
+
+    def close(self) -> None:
+        """Take the bars away."""
+        for transcript in self._of.values():
+            transcript.close()
+
+
+class Transcript:
+    """The lines of spec.md; `live` shows a bar instead of progress lines.
+
+    `prefix` stands before every line and bar, where several clients share the output and its `bars`.
+    """
+
+    def __init__(
+        self, client_name: str, *, live: bool | None = None, prefix: str = "", bars: Bars | None = None
+    ) -> None:
         self._name = client_name
         self._live = sys.stdout.isatty() if live is None else live
+        self._prefix = prefix
+        self._bars = bars or Bars()
         self._bar: Any = None
-        self._task: Any = None
         self._since: datetime | None = None
         self._printed: datetime | None = None
         self._polled = False
@@ -77,23 +139,28 @@ class Transcript:
     def close(self) -> None:
         """Take the bar away, also after an error."""
         if self._bar is not None:
-            self._bar.stop()
+            self._bars.end(self._bar)
             self._bar = None
+
+    def _echo(self, text: str = "", *, err: bool = False, fg: str | None = None) -> None:
+        echo(f"{self._prefix}{text}".rstrip() if self._prefix else text, err=err, fg=fg)
 
     def _tick(self, label: str, text: str, *, mark: str = "✓", indent: int = 2) -> None:
         self.close()
         colour = {"✓": "green", "✗": "red"}.get(mark)
         head = (" " * indent + label).ljust(LABEL_WIDTH - 1) + " "
-        echo(head + f"{mark} {text}" if mark else head + text, fg=colour if mark == "✗" else None)
+        self._echo(head + f"{mark} {text}" if mark else head + text, fg=colour if mark == "✗" else None)
 
     def _header(self, data: Data, _event: Event) -> None:
-        echo(RULE)
-        echo(f"  Fine-Tune Runner — {self._name} v{data['version']} · {data['title']}")
-        echo(RULE)
+        self._echo(RULE)
+        self._echo(f"  Fine-Tune Runner — {self._name} v{data['version']} · {data['title']}")
+        self._echo(RULE)
 
     def _train_started(self, data: Data, event: Event) -> None:
         self._since, self._printed = event.at, None
         text = f"{data['base']} · rank {data['rank']} · {data['layers']} layers · {data['steps']} steps"
+        if others := data.get("together", 1) - 1:
+            text += f" · together with {others} other{'s' if others > 1 else ''}"
         self._tick("Training LoRA...", text, mark="")
         self._start_bar("training", data["steps"])
 
@@ -106,13 +173,13 @@ class Transcript:
 
     def _train_finished(self, data: Data, event: Event) -> None:
         self.close()
-        echo(f"    [{self._elapsed(event)}] done — loss {data['first_loss']:.3f} → {data['final_loss']:.3f}")
+        self._echo(
+            f"    [{self._elapsed(event)}] done — loss {data['first_loss']:.3f} → {data['final_loss']:.3f}"
+        )
 
     def _copying(self, what: str, data: Data, event: Event) -> None:
         done, total = data["done"], data["total"]
         self._since, self._printed = self._since or event.at, self._printed or event.at
-        if self._bar is None and done < total:
-            self._start_bar(what, total)
         if done < total:
             self._progress(event, done, total, f"{done / 1e6:.0f} of {total / 1e6:.0f} MB {what}")
         else:
@@ -135,36 +202,34 @@ class Transcript:
 
     def _model(self, model_id: str) -> None:
         self.close()
-        echo()
-        echo("  Fine-tuned model:".ljust(LABEL_WIDTH) + model_id)
-        echo()
+        self._echo()
+        self._echo("  Fine-tuned model:".ljust(LABEL_WIDTH) + model_id)
+        self._echo()
 
     def _job_created(self, data: Data, _event: Event) -> None:
         self._tick("Creating fine-tune job...", f"job_id: {data['job_id']}")
-        echo("  Model suffix:".ljust(LABEL_WIDTH) + data["suffix"])
-        echo()
+        self._echo("  Model suffix:".ljust(LABEL_WIDTH) + data["suffix"])
+        self._echo()
         self._polling()
 
     def _polling(self) -> None:
         self._polled = True
-        echo("  Polling status...")
+        self._echo("  Polling status...")
 
     def _job_status(self, data: Data, _event: Event) -> None:
         if not self._polled:  # a run that goes on
             self._polling()
         steps = f" — step {data['step']}/{data['total']}" if data.get("step") else ""
         eta = f", ETA {clock(data['eta_s'])}" if data.get("eta_s") else ""
-        echo(f"    [{clock(data['elapsed_s'])}] {data['status']}{steps}{eta}")
+        self._echo(f"    [{clock(data['elapsed_s'])}] {data['status']}{steps}{eta}")
 
     def _evaluation_started(self, data: Data, event: Event) -> None:
         self.close()
         self._since, self._printed = event.at, event.at
-        echo(RULE)
-        echo(f"  Running eval harness (holdout: {data['holdout']})...")
+        self._echo(RULE)
+        self._echo(f"  Running eval harness (holdout: {data['holdout']})...")
 
     def _evaluation_progress(self, data: Data, event: Event) -> None:
-        if self._bar is None:
-            self._start_bar("answers", data["total"])
         self._progress(event, data["done"], data["total"], f"{data['done']}/{data['total']} answers")
 
     def _evaluated(self, data: Data, _event: Event) -> None:
@@ -182,8 +247,8 @@ class Transcript:
             of = f" (of {held} of {questions} questions)" if held and held < questions else ""
             self._tick("Solution accuracy:", f"{new['similarity']:.2f} cosine sim{of}", indent=4)
         self._comparison(report, verdict)
-        echo()
-        echo(RULE)
+        self._echo()
+        self._echo(RULE)
         self._tick("Registering model...", "model_registry.json updated")
 
     def _comparison(self, report: Data, verdict: Data) -> None:
@@ -212,29 +277,26 @@ class Transcript:
     def _alert(self, data: Data, event: Event) -> None:
         words = {"refuse": "refused", "hold": "held"}[data["decision"]]
         self._tick("Promoting to active...", f"{words}: {data['reason']}", mark="✗")
-        echo(f"ALERT {event.run_id}: v{data['key']['version']} {words}: {data['reason']}", err=True, fg="red")
+        self._echo(
+            f"ALERT {event.run_id}: v{data['key']['version']} {words}: {data['reason']}", err=True, fg="red"
+        )
 
     def _warning(self, data: Data, _event: Event) -> None:
-        echo(f"Warning: {data['message']}", err=True, fg="yellow")
+        self._echo(f"Warning: {data['message']}", err=True, fg="yellow")
 
     def _start_bar(self, what: str, total: int) -> None:
-        if not self._live:
-            return
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (TextColumn("    "), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._bar = Progress(*columns, TextColumn("{task.description}"), transient=True)
-        self._task = self._bar.add_task(what, total=total)
-        self._bar.start()
+        if self._live and self._bar is None:
+            self._bar = self._bars.begin(self._prefix, what, total)
 
     def _progress(self, event: Event, done: int, total: int, text: str) -> None:
+        self._start_bar("", total)  # also where a question took the bars away
         if self._bar is not None:
-            self._bar.update(self._task, completed=done, total=total, description=text)
+            self._bars.update(self._bar, done, total, text)
             return
         due = self._printed is None or (event.at - self._printed).total_seconds() >= EVERY_S
         if not self._live and (due or done == total):
             self._printed = event.at
-            echo(f"    [{self._elapsed(event)}] {text}")
+            self._echo(f"    [{self._elapsed(event)}] {text}")
 
     def _elapsed(self, event: Event) -> str:
         return clock((event.at - (self._since or event.at)).total_seconds())

@@ -53,6 +53,14 @@ def versions(client_dir: Path) -> tuple[int, ...]:
     return tuple(sorted(int(name[1]) for name in names if name))
 
 
+def latest(client_dir: Path) -> int:
+    """The highest version that has both files; DataError where none has."""
+    whole = [number for number in versions(client_dir) if holdout_path(client_dir, number).is_file()]
+    if not whole:
+        raise DataError(f"{client_dir}: no version has both v{{N}}.jsonl and v{{N}}_eval.jsonl; publish them")
+    return whole[-1]
+
+
 def count_rows(path: Path) -> int:
     """Lines that are not blank, without reading what they say; 0 where there is no such file."""
     if not path.is_file():

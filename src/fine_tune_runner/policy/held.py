@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +17,7 @@ import msgspec
 from fine_tune_runner.policy.egress import EgressPolicy, policy_of
 from fine_tune_runner.policy.guard import guarded
 from fine_tune_runner.policy.record import RECORD
-from fine_tune_runner.settings import load_client
+from fine_tune_runner.settings import Settings, load_client
 from fine_tune_runner.types import RunContext, Step
 
 Emit = Callable[..., None]
@@ -45,6 +45,16 @@ def on_record(policy: EgressPolicy, run_dir: Path, emit: Emit) -> Iterator[None]
             # Also what a library swallowed, and what a child process tried.
             for said in dict.fromkeys(line.told for line in guard.refused()):
                 emit("warning", message=f"{said}; all attempts: fine-tune egress {run_dir.name}")
+
+
+@contextlib.contextmanager
+def all_held(settings: Settings, client_ids: Iterable[str]) -> Iterator[None]:
+    """A block under the policies of all these clients, a sensitive one innermost, so that it decides here."""
+    policies = [policy_of(settings, load_client(settings, client_id)) for client_id in client_ids]
+    with contextlib.ExitStack() as stack:
+        for policy in sorted(policies, key=lambda policy: policy.sensitive):
+            stack.enter_context(guarded(policy))
+        yield
 
 
 def held(method: F) -> F:

@@ -79,7 +79,7 @@ class Served:
 
     def steps(self) -> Sequence[Step]:
         """Host looked at → adapter → one GGUF → model at the host → the one that was trained."""
-        train = Step(name="train", gives=TrainingSummary, do=self._embedded.train)
+        train = Step(name="train", gives=TrainingSummary, do=self._embedded.train, place="train")
         return (self._placing.before(), train, *self._placing.after())
 
     def base(self) -> Model:

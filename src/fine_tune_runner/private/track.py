@@ -10,11 +10,11 @@ import importlib.util
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -24,12 +24,13 @@ from fine_tune_runner.errors import ServingError
 from fine_tune_runner.files import sha256_file, write_atomic
 from fine_tune_runner.private import bases, train_spec
 from fine_tune_runner.private.train_spec import TrainSpec
-from fine_tune_runner.settings import Client, Settings, base_model
+from fine_tune_runner.settings import Client, Settings, base_model, load_client
 from fine_tune_runner.types import (
     Answerer,
     Dataset,
     Decoding,
     Estimate,
+    Findings,
     Message,
     Model,
     Prompt,
@@ -45,8 +46,8 @@ from fine_tune_runner.types import (
 
 if TYPE_CHECKING:
     from fine_tune_runner.private.bases import Base
+    from fine_tune_runner.private.sitting import Seat, Trainer
 
-Trainer = Callable[[TrainSpec, Callable[[dict[str, Any]], None], Callable[[], bool]], TrainingSummary]
 SERVED_CONTEXT = 4096  # tokens a slot, as num_ctx in service
 NEEDS = ("torch", "safetensors", "gguf", "xllamacpp")
 
@@ -121,31 +122,19 @@ class Embedded:
         )
 
     def train(self, context: RunContext) -> TrainingSummary:
-        """Train an adapter in its own process; goes on from a checkpoint of this attempt."""
-        from fine_tune_runner.private.process import train
+        """Train an adapter in a process of its own, with those of other runs that wait here for the same.
 
-        dataset = context.value(Dataset)
-        training = self._client.config.training
-        spec = TrainSpec(
-            base_dir=str(self.weights.dir),
-            train_path=str(train_path(context.client_dir, dataset.version)),
-            out_dir=str(context.attempt_dir),
-            training=training,
-        )
-        context.emit(
-            "train started",
-            base=self.weights.name,
-            rank=training.rank,
-            layers=training.layers,
-            steps=context.value(Estimate).steps,
-        )
+        Goes on from a checkpoint of this attempt; what another run's step has trained is taken as it is.
+        """
+        from fine_tune_runner.private import process, sitting
 
-        def on_event(event: dict[str, Any]) -> None:
-            context.emit(f"train {event.pop('event')}", **event)
-
-        summary = (self._trainer or train)(spec, on_event, context.cancelled)
-        if summary.seconds > 0:
-            self._remember_speed(summary.tokens / summary.seconds)
+        seat = self.seat(context)
+        summary = train_spec.finished(seat.spec, train_spec.fingerprint(seat.spec))
+        if summary is None:
+            trainer = self._trainer or process.train_together
+            summary, together = sitting.train_together(seat, self._seat_of, trainer)
+            if together == 1 and summary.seconds > 0:
+                self._remember_speed(summary.tokens / summary.seconds)
         context.emit(
             "train finished",
             steps=summary.steps,
@@ -153,6 +142,24 @@ class Embedded:
             final_loss=summary.final_loss,
         )
         return summary
+
+    def seat(self, context: RunContext) -> Seat:
+        """What a run of this client asks of the trainer; MissingModel where its base is not here."""
+        from fine_tune_runner.private.sitting import Seat
+
+        tokens = context.value(Findings).tokens
+        assert tokens is not None, "the estimate before has refused a data set without"
+        spec = TrainSpec(
+            base_dir=str(self.weights.dir),
+            train_path=str(train_path(context.client_dir, context.value(Dataset).version)),
+            out_dir=str(context.attempt_dir),
+            training=self._client.config.training,
+        )
+        return Seat(context, spec, tokens, self.weights.name)
+
+    def _seat_of(self, context: RunContext) -> Seat:
+        client = load_client(self._settings, context.run.client_id)
+        return Embedded(self._settings, client).seat(context)
 
     def export(self, context: RunContext) -> Model:
         """Adapter → GGUF LoRA beside it, and a Modelfile for people."""

@@ -149,13 +149,13 @@ class Database:
 
     def goes(self, run_id: str) -> list[Waiting]:
         """Every time this run was set going, oldest first: workflows `RUN`, `RUN~2`, `RUN~3`."""
-        found = [w for w in self._list(workflow_id_prefix=run_id, name="run") if _run_of(w.id) == run_id]
+        found = [w for w in self._list(workflow_id_prefix=run_id, name="run") if run_of(w.id) == run_id]
         return sorted(found, key=lambda w: _go(w.id))
 
     def live(self, run_id: str | None = None) -> list[Waiting]:
         """The workflows that are not at their end, of one run or of all."""
         found = self._list(status=list(LIVE), workflow_id_prefix=run_id)
-        return [w for w in found if run_id is None or _run_of(w.id) == run_id]
+        return [w for w in found if run_id is None or run_of(w.id) == run_id]
 
     def outcome(self, workflow_id: str) -> dict[str, Any] | None:
         """What a run's workflow gave; None while it is not at its end."""
@@ -178,7 +178,7 @@ class Database:
     def erase(self, client_id: str, mine: Callable[[str], bool]) -> None:
         """Delete every workflow of the client's runs that are `mine`, by their ids."""
         found = self._list(workflow_id_prefix=f"{client_id}-v")
-        if gone := [w.id for w in found if mine(_run_of(w.id))]:
+        if gone := [w.id for w in found if mine(run_of(w.id))]:
             self.client.delete_workflows(gone)
 
     def recover(self, dead: Callable[[str], bool], wanted: Callable[[str], bool]) -> list[str]:
@@ -186,7 +186,7 @@ class Database:
         again = [
             w
             for w in self.live()
-            if w.status == "PENDING" and wanted(_run_of(w.id)) and w.executor_id and dead(w.executor_id)
+            if w.status == "PENDING" and wanted(run_of(w.id)) and w.executor_id and dead(w.executor_id)
         ]
         for workflow in again:
             self.client.resume_workflow(workflow.id, queue_name=workflow.queue)
@@ -240,7 +240,8 @@ class Database:
         ]
 
 
-def _run_of(workflow_id: str) -> str:
+def run_of(workflow_id: str) -> str:
+    """The run that a workflow is for."""
     return workflow_id.partition("~")[0]
 
 

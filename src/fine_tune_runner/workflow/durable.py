@@ -7,16 +7,18 @@ SQLite exactly one process per data folder has the engine; others leave their ru
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from fine_tune_runner.errors import RunError, RunnerError
-from fine_tune_runner.files import lock_owner, locked
+from fine_tune_runner.files import locked
 from fine_tune_runner.types import PLACES, Clock, Place, Run
-from fine_tune_runner.workflow.engine import PATIENCE, Event, Patience, Plan, RunState, Waiting
-from fine_tune_runner.workflow.record import Record, Tail, alive, interrupted
+from fine_tune_runner.workflow.awaited import Awaited
+from fine_tune_runner.workflow.engine import PATIENCE, Again, Event, Patience, Plan, RunState, Waiting
+from fine_tune_runner.workflow.record import Record
 
 if TYPE_CHECKING:
     from fine_tune_runner.workflow.database import Database
@@ -78,18 +80,19 @@ class Durable:
             self._enqueue(database, run, BACKGROUND)
 
     def run(self, run: Run) -> None:
-        """Run what is left of a run and wait for it, in this process or in the one that has the engine."""
-        if (pid := lock_owner(self.record.folder(run) / "lock")) is not None:
-            raise alive(run.run_id, pid)
-        tail = Tail(self.record.folder(run) / "events.jsonl", from_end=True)
+        """`run_all` for one; raises what stopped it."""
+        if error := self.run_all([run]).get(run.run_id):
+            raise error
+
+    def run_all(self, runs: Sequence[Run], again: Again = lambda _stopped: ()) -> Mapping[str, RunnerError]:
+        """Run what is left of runs and wait for them, in this process or in the one that has the engine."""
         with self.database() as database:
-            workflow_id = self._enqueue(database, run, FOREGROUND)
-            ended = self._wait(database, run, workflow_id, tail)
-        if ended["state"] == "cancelled":
-            raise interrupted(run.run_id, f"run {run.run_id} was cancelled")
-        if ended["state"] != "finished":
-            kinds = {kind.code: kind for kind in RunnerError.__subclasses__()}
-            raise kinds.get(ended["code"], RunError)(ended["message"])
+            enqueue = functools.partial(self._enqueue, database, priority=FOREGROUND)
+            awaited = Awaited(self.record, database, enqueue, self._listener, again)
+            for run in runs:
+                awaited.begin(run)
+            self._wait(database, awaited)
+        return awaited.stopped
 
     def resume(self, run_id: str) -> None:
         """Go on where the run stopped; a finished one is left alone."""
@@ -206,45 +209,35 @@ class Durable:
             self.record.open(run).emit("run queued")
         return workflow_id
 
-    def _wait(self, database: Database, run: Run, workflow_id: str, tail: Tail) -> dict[str, Any]:
-        """How a run ended; until then the listener hears it, and this process has the engine if it can."""
+    def _wait(self, database: Database, awaited: Awaited) -> None:
+        """Until every run has ended, and the listener heard it; this process has the engine if it can."""
         told = False
-        while True:
+        while awaited.left:
             try:
                 with self.engine(database) as executor:
                     if database.embedded:  # whoever had the engine before is dead
-                        database.recover(dead=lambda _id: True, wanted=lambda name: name == run.run_id)
-                    return self._here(database, executor, run, workflow_id, tail)
+                        database.recover(dead=lambda _id: True, wanted=awaited.has)
+                    self._here(database, executor, awaited)
+                    return
             except BlockingIOError as error:
                 if not told:
                     self.notice(f"process {error} has the engine of this folder; the run goes on there")
                     told = True
-            self._hear(tail)
-            if (ended := database.outcome(workflow_id)) is not None:
-                self._hear(tail)
-                return ended
+            awaited.look()
             time.sleep(LOOK_S)
 
-    def _here(
-        self, database: Database, executor: Executor, run: Run, workflow_id: str, tail: Tail
-    ) -> dict[str, Any]:
+    def _here(self, database: Database, executor: Executor, awaited: Awaited) -> None:
         try:
-            ended = None
-            while ended is None:
-                self._hear(tail)
+            while awaited.left:
                 time.sleep(LOOK_S)
                 with self._patient(database):
                     executor.sweep()
-                    ended = database.outcome(workflow_id)
+                    awaited.look()
         except KeyboardInterrupt:
             executor.stop()
-            self._hear(tail)
-            self.record.open(run).emit("run interrupted")
-            raise interrupted(run.run_id) from None
-        self._hear(tail)
-        if bug := executor.bugs.get(run.run_id):
+            awaited.interrupt()
+        for bug in (executor.bugs[run_id] for run_id in awaited.stopped if run_id in executor.bugs):
             raise bug
-        return ended
 
     @contextlib.contextmanager
     def _patient(self, database: Database) -> Iterator[None]:
@@ -258,7 +251,3 @@ class Durable:
                 self.notice(str(error))
             self._away = True
             time.sleep(1.0)
-
-    def _hear(self, tail: Tail) -> None:
-        for event in tail.read():
-            self._listener(event)

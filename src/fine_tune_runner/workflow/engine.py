@@ -6,15 +6,18 @@ nor a track. durable.py serves this port on DBOS; journal.py serves it for tests
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
+from fine_tune_runner.errors import RunnerError
 from fine_tune_runner.types import Place, Run, State, Step
 
 Plan = Callable[[Run], Sequence[Step]]
+# Handed what stopped each run so far, by run id; names those that are to be set going once more, at once.
+Again = Callable[[Mapping[str, RunnerError]], Sequence[Run]]
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,6 +77,10 @@ class Engine(Protocol):
 
         RunError where the run is alive already; what its steps raise; NeedsApproval where it waits for a yes.
         """
+        ...
+
+    def run_all(self, runs: Sequence[Run], again: Again = lambda _stopped: ()) -> Mapping[str, RunnerError]:
+        """`run` for several, side by side; what stopped each that did not come to its end, by run id."""
         ...
 
     def enqueue(self, run: Run) -> None:

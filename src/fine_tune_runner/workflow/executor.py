@@ -23,12 +23,20 @@ import sqlalchemy
 from dbos import DBOS, DBOSPortableJSONSerializer, SetEnqueueOptions, SetWorkflowID
 from dbos._error import DBOSAwaitedWorkflowCancelledError
 
-from fine_tune_runner.errors import Interrupted, NeedsApproval, PolicyError, RunError, RunnerError
+from fine_tune_runner.errors import (
+    DatabaseAway,
+    Interrupted,
+    NeedsApproval,
+    PolicyError,
+    RunError,
+    RunnerError,
+)
 from fine_tune_runner.files import locked
 from fine_tune_runner.types import PLACES, Place, Run, Step
 from fine_tune_runner.workflow.database import APP, APP_VERSION, POLL_S, Database, host, queue_name
 from fine_tune_runner.workflow.engine import PATIENCE, Event, Patience, Plan
 from fine_tune_runner.workflow.record import Record, StepContext, finish, outcome, perform
+from fine_tune_runner.workflow.together import company
 
 if TYPE_CHECKING:
     from fine_tune_runner.workflow.lease import Lease
@@ -245,12 +253,12 @@ class Executor:
             return {"state": "interrupted", "code": error.code, "message": str(error)}
         except NeedsApproval as error:
             return {"state": "waiting", "code": error.code, "message": str(error)}
-        except RunnerError as error:
-            return {"state": "failed", "code": error.code, "message": str(error)}
-        except sqlalchemy.exc.SQLAlchemyError as error:
+        except (DatabaseAway, sqlalchemy.exc.SQLAlchemyError) as error:
             # No error of the step's: on record it would be raised again for ever.
             self.notice(f"{run.run_id} waits for the database: {_first_line(error)}")
             raise Stopping from None
+        except RunnerError as error:
+            return {"state": "failed", "code": error.code, "message": str(error)}
         except Exception as error:
             self.bugs[run.run_id] = error
             raise
@@ -297,6 +305,10 @@ class Executor:
             if step is None:
                 raise RunError(f"step {name} is not a step of this version of fine-tune; submit with --again")
             self._admit(step, queue)
+            if queue is not None:
+                context.company = functools.partial(
+                    company, self._record, self._plan, self._database, context, step, queue, self._open
+                )
             return {"state": "done", "sha256": perform(context, step)}
 
     def _admit(self, step: Step, queue: str | None) -> None:
@@ -343,7 +355,7 @@ def _alone(context: StepContext) -> Iterator[None]:
         yield
 
 
-def _first_line(error: sqlalchemy.exc.SQLAlchemyError) -> str:
+def _first_line(error: Exception) -> str:
     return str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
 
 

@@ -5,13 +5,13 @@ It serves the port of engine.py without a database, queues or other processes; t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fine_tune_runner.errors import RunError
+from fine_tune_runner.errors import RunError, RunnerError
 from fine_tune_runner.types import Clock, Run
-from fine_tune_runner.workflow.engine import Event, Plan, RunState, Waiting
+from fine_tune_runner.workflow.engine import Again, Event, Plan, RunState, Waiting
 from fine_tune_runner.workflow.record import Record, finish, outcome, perform
 
 T = TypeVar("T")
@@ -47,6 +47,19 @@ class Journal:
                 for step in self._plan(run):
                     perform(context, step, self._crash_point)
             finish(context)
+
+    def run_all(self, runs: Sequence[Run], again: Again = lambda _stopped: ()) -> Mapping[str, RunnerError]:
+        """One after the other; what stopped each that did not come to its end, by run id."""
+        stopped: dict[str, RunnerError] = {}
+        while runs:
+            for run in runs:
+                stopped.pop(run.run_id, None)
+                try:
+                    self.run(run)
+                except RunnerError as error:
+                    stopped[run.run_id] = error
+            runs = again(stopped)
+        return stopped
 
     def enqueue(self, run: Run) -> None:
         """There is nobody to leave it to."""

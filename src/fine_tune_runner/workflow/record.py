@@ -10,12 +10,13 @@ import contextlib
 import hashlib
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
-from fine_tune_runner.errors import Interrupted, NeedsApproval, RunError, RunnerError
+from fine_tune_runner.errors import DatabaseAway, Interrupted, NeedsApproval, RunError, RunnerError
 from fine_tune_runner.files import fsync_dir, lock_owner, locked, write_atomic
 from fine_tune_runner.types import Clock, Run, Step
 from fine_tune_runner.workflow.engine import Event, RunState
@@ -147,6 +148,8 @@ class StepContext:
         self.clock = clock
         self._listener = listener
         self._stopping = stopping
+        # How runs that wait for the same step are found; set by an engine that has queues.
+        self.company: Callable[[], AbstractContextManager[Sequence[StepContext]]] = lambda: nullcontext(())
         self._records = _chain(run_dir)
         self._values: dict[str, Any] = {}
 
@@ -208,6 +211,10 @@ class StepContext:
         if self.cancelled():
             raise Interrupted(f"run {self.run.run_id} was {'stopped' if self._stopping() else 'cancelled'}")
 
+    def others(self) -> AbstractContextManager[Sequence[StepContext]]:
+        """Other runs that wait here for this very step, kept from doing it while the block lasts."""
+        return self.company()
+
 
 class Tail:
     """Reads the whole lines of an events file that another process may be writing, each once."""
@@ -265,6 +272,8 @@ def outcome(context: StepContext) -> Iterator[None]:
     except NeedsApproval:
         context.emit("approval needed")
         raise
+    except DatabaseAway:
+        raise  # no end of the run: it goes on when the database is back
     except RunnerError as error:
         with contextlib.suppress(OSError):
             context.emit("run failed", code=error.code, message=str(error))
