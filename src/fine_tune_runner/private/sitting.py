@@ -30,12 +30,16 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 class Seat(NamedTuple):
-    """One run's training; `tokens` are those of its training file, `base` is what people call the base."""
+    """One run's training; `base` is what people call the base.
+
+    `tokens` are those of its training file, and `shared` about how many of each row all rows begin with.
+    """
 
     context: RunContext
     spec: TrainSpec
-    tokens: TokenStats
     base: str
+    tokens: TokenStats
+    shared: float
 
 
 def train_together(
@@ -131,9 +135,9 @@ def fitting(seats: Sequence[Seat], free: int) -> int:
 
 
 def _step_tokens(seat: Seat) -> int:
-    """Tokens of an optimizer step, as if nothing were shared: how much is, is known after the layout only."""
+    """Tokens of an optimizer step, what its rows share counted once."""
     training = train_spec.resolve(seat.spec.training, Path(seat.spec.base_dir))
-    return min(PASS_TOKENS, round((training.batch_size or 1) * seat.tokens.mean))
+    return round(seat.shared + (training.batch_size or 1) * (seat.tokens.mean - seat.shared))
 
 
 def _trained_layers(spec: TrainSpec, shape: _Shape) -> int:
@@ -153,7 +157,10 @@ def _base_bytes(spec: TrainSpec, shape: _Shape) -> int:
 
 
 def _token_bytes(spec: TrainSpec, shape: _Shape) -> int:
-    """What a token in flight keeps for the backward pass."""
+    """What a token in flight keeps for the backward pass.
+
+    Fitted to SmolLM2-135M, float32, 10 of 30 layers: 1.06 MB against 0.9 MB measured (peak less base).
+    """
     layer = 16 * shape.hidden_size + 8 * shape.intermediate_size
     return _trained_layers(spec, shape) * layer * _size(spec) + shape.vocab_size * 4
 

@@ -147,15 +147,18 @@ class Embedded:
         """What a run of this client asks of the trainer; MissingModel where its base is not here."""
         from fine_tune_runner.private.sitting import Seat
 
-        tokens = context.value(Findings).tokens
+        dataset, tokens = context.value(Dataset), context.value(Findings).tokens
         assert tokens is not None, "the estimate before has refused a data set without"
+        path = train_path(context.client_dir, dataset.version)
         spec = TrainSpec(
             base_dir=str(self.weights.dir),
-            train_path=str(train_path(context.client_dir, context.value(Dataset).version)),
+            train_path=str(path),
             out_dir=str(context.attempt_dir),
             training=self._client.config.training,
         )
-        return Seat(context, spec, tokens, self.weights.name)
+        # By bytes: no template renders a system prompt by itself. JSON's own signs make it a little less.
+        share = len(dataset.system_prompt.encode()) * dataset.examples / path.stat().st_size
+        return Seat(context, spec, self.weights.name, tokens, tokens.mean * min(1.0, share))
 
     def _seat_of(self, context: RunContext) -> Seat:
         client = load_client(self._settings, context.run.client_id)
