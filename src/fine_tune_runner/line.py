@@ -250,14 +250,15 @@ class Line:
 
         kept, _ = read_report(run_dir)
         embedder, decoding = self._embedder(), self._client.config.eval.decoding
-        self._same_yardstick(entry, dataset, embedder)
+        fingerprints = self._yardsticks(entry, dataset, embedder)
         new, answers_dir = model_of(entry), run_dir / "answers"
         previous = edits.get(self._registry.entries(), kept.previous_key) if kept.previous_key else None
         other = _once(previous) if previous else self._track_of(entry.track).base()
         labels = {new.model_id: _answers_of(entry)}
-        if not kept.shared:  # else stored answers stood in for it, and do so again
+        # Where stored answers stood in they do so again; where nobody was asked an older file may lie there.
+        if previous is None or (kept.previous is not None and not kept.shared):
             labels[other.model_id] = _answers_of(previous) if previous else "base"
-        replay = Replay(answers_dir, labels)
+        replay = Replay(answers_dir, labels, fingerprints)
         return measure(
             self._client,
             dataset,
@@ -275,17 +276,23 @@ class Line:
             stored=None if previous is None else self._stored(previous),
         )
 
-    def _same_yardstick(self, entry: RegistryEntry, dataset: Dataset, embedder: Embedder) -> None:
-        """DataError where stored answers were drawn, or would be scored, in another way than today."""
+    def _yardsticks(self, entry: RegistryEntry, dataset: Dataset, embedder: Embedder) -> tuple[str, str]:
+        """The fingerprints that stored answers have: before and after labels were confirmed.
+
+        DataError where they were drawn, or would be scored, in another way than today.
+        """
         from fine_tune_runner.evaluation.answers import fingerprint
 
-        today = fingerprint(
-            embedder=embedder.fingerprint,
-            decoding=self._client.config.eval.decoding,
-            system_prompt=dataset.system_prompt,
-            taxonomy=load_taxonomy(self._client.dir),
-            holdout_sha256=entry.holdout_sha256 or "",
-        )
+        def on(holdout_sha256: str) -> str:
+            return fingerprint(
+                embedder=embedder.fingerprint,
+                decoding=self._client.config.eval.decoding,
+                system_prompt=dataset.system_prompt,
+                taxonomy=load_taxonomy(self._client.dir),
+                holdout_sha256=holdout_sha256,
+            )
+
+        today = on(entry.holdout_sha256 or "")
         asked = entry.evaluation.fingerprint.partition("+")[0] if entry.evaluation else ""
         known = (dataset.holdout_sha256, read.published_sha256(Path(dataset.holdout_path)))
         if asked != today or entry.holdout_sha256 not in known:
@@ -294,6 +301,7 @@ class Line:
                 "evaluated, so its stored answers stay as they were scored; ask again: fine-tune eval "
                 f"--client {self._client.id} --version {entry.version}"
             )
+        return asked, on(dataset.holdout_sha256)
 
     def _stored(self, previous: RegistryEntry) -> StoredAnswers | None:
         """What the version in service answered when it was evaluated; None where it never was."""

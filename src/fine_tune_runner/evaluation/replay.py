@@ -5,7 +5,7 @@ What was not answered then stays unanswered. Knows no score.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,15 +20,17 @@ Key = tuple[str, int]  # question id, repeat
 class Replay:
     """types.Answerer over the answers of an evaluation; `labels` are model id → the name of its file.
 
-    Implements `harness.Serve` as `serve`. Raises DataError for a file that is broken.
+    Only answers with one of these fingerprints (decisions aside) count: an evaluation that was broken off may
+    have left others. Implements `harness.Serve` as `serve`. Raises DataError for a file that is broken.
     """
 
-    def __init__(self, answers_dir: Path, labels: Mapping[str, str]) -> None:
+    def __init__(self, answers_dir: Path, labels: Mapping[str, str], fingerprints: Collection[str]) -> None:
         self._replies: dict[str, dict[Key, Reply]] = {}
         for model_id, label in labels.items():
             path = answers_dir / f"{label}.jsonl"
-            given = as_replies(read_answers(path)) if path.is_file() else ()
-            self._replies[model_id] = {(reply.question_id, reply.k): reply for reply in given}
+            given = read_answers(path) if path.is_file() else ()
+            own = [a for a in given if a.fingerprint.partition("+")[0] in fingerprints]
+            self._replies[model_id] = {(reply.question_id, reply.k): reply for reply in as_replies(own)}
 
     def repeats(self, model_id: str) -> int:
         """How often that model was asked each question."""
@@ -39,7 +41,10 @@ class Replay:
         """ServingError where a model answered nothing then."""
         for model in models:
             if not self._replies.get(model.model_id):
-                raise ServingError(f"{model.model_id} was not asked in that evaluation")
+                raise ServingError(
+                    f"{model.model_id} was not asked in that evaluation, or its answers were replaced since; "
+                    "fine-tune eval asks again"
+                )
         yield {model.model_id: self for model in models}
 
     def replies(self, model_id: str, prompts: Iterable[Prompt], decoding: Decoding) -> Iterator[Reply]:
