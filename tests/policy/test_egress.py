@@ -129,6 +129,7 @@ INHERITED = {POLICY_VARIABLE: "{}", "PYTHONPATH": f"{CHILD}{os.pathsep}/elsewher
         (["python3", "-I", "-c", ""], INHERITED, False),
         (["python3", "-Sc", ""], INHERITED, False),
         (["python3", "-W", "error", "-uE", "script.py"], INHERITED, False),
+        (["python3", "--check-hash-based-pycs", "default", "-I", "-c", ""], INHERITED, False),
     ],
 )
 def test_a_python_may_start_where_it_inherits_the_guard(

@@ -189,7 +189,7 @@ def _ignores_environment(arguments: Sequence[str]) -> bool:
     for argument in rest:
         if not argument.startswith("-") or argument == "-":
             return False
-        if argument in ("-X", "-W"):
+        if argument in ("-X", "-W", "--check-hash-based-pycs"):
             next(rest, None)
         elif argument[1] not in "-XW":
             options = re.split("[cm]", argument[1:])[0]
