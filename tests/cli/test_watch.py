@@ -29,6 +29,11 @@ def publish(folder: Path, version: int) -> None:
     (folder / ".train").replace(folder / f"v{version}.jsonl")
 
 
+def begun(place: Workplace) -> bool:
+    """Whether a step of a run has begun."""
+    return any("step started" in path.read_text() for path in place.client.glob("runs/*/events.jsonl"))
+
+
 def test_what_is_published_goes_into_service_by_itself_once_also_where_the_watch_is_killed(
     place: Workplace,
 ) -> None:
@@ -39,9 +44,7 @@ def test_what_is_published_goes_into_service_by_itself_once_also_where_the_watch
     second = place.run("watch")
     assert (second.code, f"process {watch.pid} watches" in second.err) == (1, True)
     publish(place.client, 1)
-    wait_until(
-        lambda: any("started" in p.read_text() for p in place.client.glob("runs/*/events.jsonl")), watch
-    )
+    wait_until(lambda: begun(place), watch)
     watch.kill()
     first, _ = watch.communicate(timeout=60)
     watch = place.start("watch")
@@ -74,15 +77,14 @@ def test_beside_a_worker_it_leaves_the_runs_to_it(place: Workplace) -> None:
     engine = place.data / ".fine-tune/engine.lock"
     wait_until(lambda: engine.exists() and engine.read_text() == str(worker.pid), worker)
     watch = place.start("watch", "--settle", "0.1")
-    registry = place.client / "model_registry.json"
-    wait_until(lambda: registry.exists() and place.registry()[0]["active"], watch)
+    wait_until(lambda: begun(place), watch)
     for process in (watch, worker):
         process.send_signal(signal.SIGINT)
     out, _ = watch.communicate(timeout=60)
     assert watch.returncode == 0
     assert f"process {worker.pid} has the engine" in out
-    assert "promoted" not in out
-    assert "promoted" in worker.communicate(timeout=120)[0]
+    assert "step started" not in out
+    assert "step started" in worker.communicate(timeout=120)[0]
 
 
 def test_wrong_words_are_named(place: Workplace) -> None:
