@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check docs learn fetch packages clean
+.PHONY: demo test check docs learn bench soak fetch packages clean
 
 demo: fetch
 	$(BIN)/fine-tune demo
@@ -25,6 +25,15 @@ docs: $(VENV)/installed
 learn: fetch
 	$(BIN)/python benchmarks/learn.py
 
+# Beside TRL and PEFT, which are installed for this alone; takes hours on two cores.
+bench: fetch
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[bench]'
+	$(BIN)/python benchmarks/train.py --search
+
+# 200 kills over 40 runs of both tracks.
+soak: fetch
+	PYTHONPATH=. $(BIN)/python benchmarks/soak.py
+
 fetch: $(VENV)/installed
 	$(BIN)/fine-tune fetch
 
@@ -32,7 +41,7 @@ fetch: $(VENV)/installed
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt torch
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[alerts,local,mlx,postgres,test]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[alerts,local,mlx,observe,postgres,test]'
 	touch $@
 
 # A browser, an ssh server, a database and network namespaces for the tests; installed where this is root.
