@@ -1,7 +1,8 @@
 """Hard answers that somebody else wrote and judged, through the public scoring (benchmarks/recall.py).
 
-The rules of recall were mended with `hard_dev.jsonl`, so this guards against falling back and measures
-nothing new. Rows marked `doubtful` are those whose author was not sure himself.
+The rules of recall were mended with both files, so this guards against falling back and measures nothing
+new. Before that, `hard_second.jsonl` was scored once unseen: 91 of 135 right answers recognised, 7 of 132
+wrong ones accepted. Rows marked `doubtful` are those whose author was not sure himself.
 """
 
 from __future__ import annotations
@@ -14,13 +15,19 @@ from benchmarks.recall import Outcome, outcomes, read_rows
 from fine_tune_runner.evaluation.similarity import MiniLM, Remembered
 
 DATA = Path(__file__).parent / "data"
-FILES = tuple(path.name for path in sorted(DATA.glob("hard_*.jsonl")))
+# Least share of right answers recognised; what is missing is left to a person, not called wrong.
+LEAST = {"hard_dev.jsonl": 0.9, "hard_second.jsonl": 0.8}
 
 
-@pytest.fixture(scope="module", params=FILES)
-def found(request: pytest.FixtureRequest, models_dir: Path) -> list[Outcome]:
+@pytest.fixture(scope="module", params=sorted(path.name for path in DATA.glob("hard_*.jsonl")))
+def file(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def found(file: str, models_dir: Path) -> list[Outcome]:
     files = (models_dir / "minilm" / "model.onnx", models_dir / "minilm" / "tokenizer.json")
-    return outcomes(read_rows(DATA / request.param), Remembered(MiniLM(*files, threads=1)))
+    return outcomes(read_rows(DATA / file), Remembered(MiniLM(*files, threads=1)))
 
 
 def test_no_wrong_answer_is_accepted(found: list[Outcome]) -> None:
@@ -29,7 +36,12 @@ def test_no_wrong_answer_is_accepted(found: list[Outcome]) -> None:
     assert [(o.row.id, o.row.kind) for o in wrong if o.accepted] == []
 
 
-def test_nine_in_ten_right_answers_are_recognised(found: list[Outcome]) -> None:
+def test_most_right_answers_are_recognised(found: list[Outcome], file: str) -> None:
     right = [o for o in found if o.row.right]
     assert right
-    assert sum(o.accepted for o in right) >= 0.9 * len(right)
+    assert sum(o.accepted for o in right) >= LEAST[file] * len(right)
+
+
+def test_hardly_any_right_answer_is_read_as_another_cause(found: list[Outcome]) -> None:
+    right = [o for o in found if o.row.right]
+    assert sum(not o.accepted and not o.unresolved for o in right) <= 0.02 * len(right)

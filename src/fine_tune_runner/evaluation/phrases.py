@@ -75,6 +75,7 @@ NOBODY = frozenset({"nobody", "nothing", "nowhere"})
 _THERE = ("present", "set", "send", "found", "exist", "plac", "right", "correct", "fir")
 _FAULTS = ("wrong", "differ", "invalid", "expir", "broken")
 _RIGHT = ("right", "correct", "fin", "valid", "equal", "sam", "identical", "match")
+_OF_A_SAYING = frozenset({"way", "doubt", "question", "reason", "trouble", "sign", "evidenc", "problem"})
 _LOOSE = 3  # words of a phrase in another order: how many others may stand among them
 _SPELT = 6  # letters from which on one slip of the keyboard is forgiven
 
@@ -305,7 +306,8 @@ def _match_end(words: Sequence[Word], at: int, phrase: tuple[str, ...]) -> int |
         allowed = 1 if before in ("no", "not") else _GAP
         while at < len(words) and words[at].text != wanted:
             gap += 1
-            if gap > allowed or words[at].text in BREAKS or words[at].negates:
+            said_no = allowed == 1 and words[at].text in _OF_A_SAYING  # "no way", "no sign of"
+            if gap > allowed or said_no or words[at].text in BREAKS or words[at].negates:
                 return None
             at += 1
         if at >= len(words):

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from fine_tune_runner.dataset.taxonomy import Taxonomy, cause_line
 from fine_tune_runner.evaluation.holdout import Question
-from fine_tune_runner.evaluation.phrases import Phrases, fold
+from fine_tune_runner.evaluation.phrases import Phrases, fold, words_of
 from fine_tune_runner.evaluation.rules import PATTERNS
 from fine_tune_runner.evaluation.sentences import LONGEST, blocks
 from fine_tune_runner.evaluation.stance import Reading, denies, dropped, judge, read
@@ -22,6 +22,8 @@ from fine_tune_runner.evaluation.wording import wording
 from fine_tune_runner.types import Method
 
 OVERLAPS = 0.1  # share of the reference that a nameless verdict must say to be about the same
+HALF, NEARLY_ALL = 0.5, 0.8  # shares, both ways, from which wording outweighs a retraction or a negated name
+TURNED = 0.4  # share of the reference from which on a contradiction to it is one to the whole
 MARGIN = 0.05  # cosine by which the nearest cause must lead (facts/evaluation.md)
 ECHO = ""  # the key under which `Nearest` gives the cosine to the question's own text
 REJECTED = "(rejected wording)"
@@ -62,7 +64,11 @@ def committed(answer: str, question: Question, taxonomy: Taxonomy, nearest: Near
     if lines:
         return _from_lines(lines, question, taxonomy, phrases)
     reading = read(answer, phrases, question.text, question.reference)
-    if any(reading.last_word_is_against(label) for label in reading.affirmed):
+    told = {**reading.asserted, **reading.affirmed}.get(question.label or "", "")
+    turned = (
+        bool(told) and str(question.label) not in told and _turned_around(told, phrases, question, taxonomy)
+    )
+    if turned or any(reading.last_word_is_against(label) for label in reading.affirmed):
         return Commitment(None, "unresolved", _short(answer))
     if reading.affirmed:
         return _one_of(reading.affirmed, reading.rivals, question, "committed")
@@ -152,7 +158,7 @@ def _asserted(reading: Reading, question: Question, taxonomy: Taxonomy) -> Commi
     if len(reading.asserted) != 1 or reading.rivals:
         return None
     [(label, sentence)] = reading.asserted.items()
-    if label in reading.doubted or max(reading.refused, reading.hedged) >= reading.said[label]:
+    if not reading.stands(label) or max(reading.refused, reading.hedged) >= reading.said[label]:
         return None
     if reading.rest and wording(reading.rest, question, taxonomy).other:
         return None
@@ -161,17 +167,34 @@ def _asserted(reading: Reading, question: Question, taxonomy: Taxonomy) -> Commi
     return Commitment(label, "committed", _short(sentence))
 
 
+def _turned_around(sentence: str, phrases: Phrases, question: Question, taxonomy: Taxonomy) -> bool:
+    """Whether a sentence says much of the reference but denies a word that it does not, or the reverse.
+
+    A word of the name itself may be denied where the reference has another name: "does not match".
+    """
+    said = wording([sentence], question, taxonomy)
+    if said.covered < TURNED:
+        return False
+    names = {w.text for m in phrases.mentions(sentence) for w in words_of(sentence[m.start : m.end])}
+    return not names.issuperset(said.denied)
+
+
 def _same_wording(reading: Reading, question: Question, taxonomy: Taxonomy) -> Commitment | None:
     """The question's own cause, where the answer says in other words what the reference says."""
     label = question.label
-    if label is None or label in reading.doubted or not set(reading.asserted) <= question.right:
+    if label is None or not set(reading.asserted) <= question.right:
         return None
-    if reading.withdrawn or reading.rivals or max(reading.refused, reading.hedged) > reading.last:
+    if reading.rivals or max(reading.refused, reading.hedged) > reading.last:
         return None
     if any(wording([text], question, taxonomy).covered > 0.05 for text in reading.refusals):
         return None
     told = wording(reading.plain, question, taxonomy)
-    if not told.same or (told.covered < 0.5 and wording(reading.plain[-1:], question, taxonomy).own < 0.1):
+    nearly_all = told.covered >= NEARLY_ALL and told.own >= NEARLY_ALL
+    if (label in reading.doubted and not nearly_all) or (
+        reading.withdrawn and min(told.covered, told.own) < HALF
+    ):
+        return None
+    if not told.same or (told.covered < HALF and wording(reading.plain[-1:], question, taxonomy).own < 0.1):
         return None
     return Commitment(label, "nearest", _short(" ".join(reading.plain)))
 

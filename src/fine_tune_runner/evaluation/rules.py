@@ -69,7 +69,8 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
             r"\b(?:explains?|causes|triggers|produces|leads to|results in)\b",
             r"\bthis is (?:a |an |the )?(?:clear |classic |textbook |plain )?(?:case|instance|example) of\b",
             r"\b(?:it|this|that|what you have|what we have|what you see)(?: here)?(?: is|'s)\b",
-            r"\b(?:you|we|the site|this account) (?:have|has|are facing|is facing|are dealing with)\b",
+            r"\b(?:you|we|the site|this account)(?: have| has|(?: are| is|'re) (?:facing|dealing with|"
+            r"looking at))\b",
             r"\b(?:weil|wegen|porque|parce que|à cause d|omdat|perché|debido a)",
         ),
     ),
@@ -90,21 +91,20 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
             r"\b(?:unclear|uncertain|unsure|unknown|unconfirmed|undecided|hard to (?:say|tell)|"
             r"difficult to (?:say|tell)|cannot tell|depends)\b",
             r"(?<!\bi )\b(?:can|could|may|might) (?:also |sometimes |often )?(?:be|have|come|cause|"
-            r"lead|result|"
-            r"explain)\b",
+            r"lead|result|explain)\b",
             r"\b(?:consistent|compatible|in line|in keeping) with\b",
             r"\b(?:can|could|did|have|has|was|is|am|are) (?:not|n't) (?:yet |be |been |fully |able to )*"
             r"(?:confirm|prove|verif|rule|exclude|test|reproduc|check|say|tell)\w*",
             r"\b(?:bet|betting|lean\w*|inclin\w+|suggests?|indicat\w+|suppose|my money|gut feeling|"
-            r"educated|tentative\w*|provisional\w*|preliminary|"
-            r"working assumption|"
+            r"educated|tentative\w*|provisional\w*|preliminary|working assumption|"
             r"for now|pending|remains to be|yet to be|confidence|percent sure|% sure)\b",
             r"\bi (?:would )?(?:think|believe|assume|imagine|suppose|wonder)\b(?! i\b)",
-            r"\b(?:(?<!as )if|unless|whether|assuming|provided|in case|should it|either|or else|would|"
-            r"vielleicht|"
+            r"\b(?:(?<!as )if|unless|whether|assuming|provided|in case|should it|either(?!\s*(?:[.,;:!)]|"
+            r"$))|or else|would|vielleicht|"
             r"möglicherweise|wahrscheinlich|quizás|peut-être|probablemente|vermutlich|misschien)\b",
             r"\bpoints? (?:to|at|towards?) (?:either|several|more than)\b",
-            r"\b(?:worth|let us|let's|needs?|have|has|want|remains?|yet) (?:to )?"
+            r"\bworth (?:an?|\w+ing)\b|\b(?:deserv|merit|warrant)(?:e?s|ing)?\b",
+            r"\b(?:let us|let's|needs?|have|has|want|remains?|yet) (?:to )?"
             r"(?:check|checking|verify|verifying|investigat\w+|examin\w+|rul\w+)\b",
         ),
     ),
@@ -112,8 +112,8 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
         "attributed",
         "somebody else's opinion",
         (
-            r"\b(?:you|they|he|she|client|customer|agency|team|support|developer|shop|owner|colleague|"
-            r"consultant|"
+            r"\b(?:you|they|he|she|(?<!no )(?<!ga4 )client|customer|agency|team|support|developer|shop|"
+            r"owner|colleague|consultant|"
             r"vendor|people|many|some|somebody|someone|anybody|others?|one|everybody|everyone|helpdesk|"
             r"forum\w*|documentation|blog\w*|"
             r"google|meta|shopify|tag assistant|pixel helper|ticket|report)\b[^,;:.]{0,20}?"
@@ -124,13 +124,13 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
             r"consider\w*|call(?:s|ed) (?:it|this)|named|conclud\w+|fear\w*|"
             r"worr\w+|ask\w*|stat(?:e|es|ed)|not(?:e|es|ed)|convinced|certain|sure|adamant|positive that|"
             r"swore|maintain\w*|parle|spricht|nennt|habla)\b",
-            r"\b(?:i|we) (?:\w+ )?(?:said|wrote|told|thought|assumed|suspected|believed|blamed|named|"
+            r"\b(?:i|we)(?: \w+)?(?:'d| would)? (?:have )?(?:said|wrote|told|thought|assumed|suspected|"
+            r"believed|blamed|named|"
             r"(?:would|'d) (?:\w+ )?(?:have )?(?:said|say|think|thought|blamed|guessed))\b",
             r"\b(?:your|their|his|her|the client's|the agency's) "
             r"(?:\w+ )?(?:guess|suspicion|theory|idea|assumption|hunch|diagnosis|claim|fear|belief)\b",
             r"\b(?:says?|said|writes?|wrote|claims?|thinks?|believes?|insists?|argues?|suggests?|"
-            r"swears?|reckons?|"
-            r"suspects?|assumes?|states?|stated|told (?:me|us|you|them)) that\b",
+            r"swears?|reckons?|suspects?|assumes?|states?|stated|told (?:me|us|you|them)) that\b",
             r"\b(?:according to|in the (?:words|opinion) of|as (?:you|they|the client) (?:put|say|said))\b",
             r"\b(?:initially|originally|at first|first) (?:\w+ )?(?:blamed|suspected|thought|assumed|"
             r"diagnosed)\b",
@@ -153,8 +153,7 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
             r"^(?:what (?:is |was )?(?:i |we )?)?(?:checked|fine|ok|okay|healthy|excluded|ruled out|"
             r"in order|passed|"
             r"working|innocent|dismissed|eliminated|considered|rejected|tested|looked at|not the \w+|"
-            r"no issue|"
-            r"candidates|suspects|hypotheses|ideas|symptoms?|possible \w+)\b[^:.]{0,24}:",
+            r"no issue|candidates|suspects|hypotheses|ideas|symptoms?|possible \w+)\b[^:.]{0,24}:",
         ),
     ),
     (
@@ -171,13 +170,11 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
             r"months? ago|weeks? ago|used to|"
             r"another (?:client|account|shop|site|store)|other (?:clients?|accounts?|shops?|sites?|stores?)|"
             r"(?:old|previous|former|earlier|sister|staging|test|second|demo) "
-            r"(?:client|account|shop|site|store|container|property|theme|version|setup|domain|"
-            r"project)|"
+            r"(?:client|account|shop|site|store|container|property|theme|version|setup|domain|project)|"
             r"different (?:client|account|shop|site|store)|in (?:january|february|march|april|june|july|"
             r"august|"
             r"september|october|november|december)|already (?:been )?(?:fixed|solved|resolved|repaired|"
-            r"corrected)|"
-            r"in v\d+)\b",
+            r"corrected)|in v\d+)\b",
             r"^(?:before|until|prior to|when|back)\b[^;]*\b(?:was|were|had|did)\b",
             r"\b(?:separate|unrelated) (?:app|issue|problem|matter|question|thing|topic|tag|system|"
             r"account|site)\b",
@@ -185,8 +182,7 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
             r"august|september|october|november|december|\w+day)\b",
             r"\b(?:was|were) (?:our|my|the|their) (?:\w+ )?(?:verdict|finding|diagnosis|answer|conclusion)\b",
             r"\b(?:last|from|of|in) (?:the )?(?:spring|summer|autumn|winter|january|february|march|"
-            r"april|june|"
-            r"july|august|september|october|november|december)\b",
+            r"april|june|july|august|september|october|november|december)\b",
         ),
     ),
     (
@@ -232,9 +228,8 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
             r"\b(?:(?:i|we) (?:withdraw|retract|take (?:that|it|this) back)|(?:another|a different) "
             r"(?:story|matter)|not what (?:happens|happened|i see|we see|the (?:data|logs?) (?:say|"
             r"show)\w*)|scrap that|"
-            r"scratch that|on second thoughts?|i was wrong|i stand corrected|correction|no, wait|"
-            r"wait, no|"
-            r"strike that|forget that|take that back|disregard)\b",
+            r"scratch that|on second thoughts?|i was wrong|i stand corrected|correction|no, wait|wait, no|"
+            r"(?:strike|cross) (?:that|it|this)(?: out)?|forget that|take that back|disregard)\b",
             r"\b(?:that|this|it|which|the above|this diagnosis|that diagnosis|this answer|this statement|"
             r"this claim|this explanation|that explanation|all of this|none of (?:this|that|it))"
             r"(?: statement| claim)? (?:is|was|'s|would be|turned out)(?: \w+ly)? "
@@ -255,8 +250,8 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
         "from here on the answer says what to do",
         (
             r"^(?:\d+[.)] )?(?:the |recommended |suggested |proposed |quick |how to |what to )?"
-            r"(?:fix|solution|remedy|resolution|repair|do|next steps?|action items?|actions?|steps|to do|"
-            r"todo|"
+            r"(?:fix|solution|remedy|resolution|repair|do|next steps?|action items?|actions?(?! (?:is|"
+            r"are))|steps|to do|todo|"
             r"recommendations?|verification|verify|prevention|how to fix|what to do|fix it|fix this|lösung|"
             r"solución|behebung|correction steps|correctif|oplossing)(?: (?:it|this|now|next|steps))?\s*"
             r"(?:[:.]|$|\s-\s|\u2013|\u2014|\bis\b)",
@@ -271,12 +266,12 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
             r"(?:add|remove|publish|set|keep|create|move|call|use|check|make|ensure|verify|send|push|disable|"
             r"enable|install|delete|drop|pass|map|load|guard|register|list|configure|connect|exclude|"
             r"renew|replace|update|open|go to|test|compute|normali[sz]e|hash|forward|generate|correct|"
-            r"rule out|"
-            r"compare|look|confirm|wait|inspect|have|let|try|change|reinstall|switch|start|stop|"
+            r"rule out|compare|look|confirm|wait|inspect|have|let|try|change|reinstall|switch|start|stop|"
             r"kill|fix|rename|press|hit|put|pick|strip|point|align|take|build|submit|trim|choose|tell|"
-            r"ask|give|turn|"
-            r"select|extend|adjust|restore|allow|clear|preserve|swap|rewrite|leave|"
-            r"do)\b(?! cause)",
+            r"ask|give|turn|select|extend|adjust|restore|allow|clear|preserve|swap|rewrite|leave|"
+            r"read|write|fetch|attach|include|provide|ignore|join|pull|insert|supply|convert|declare|define|"
+            r"do)\b(?! cause)(?![-_./]\w)",
+            r"\bplease\b",
             r"\b(?:you|we|they) (?:should|must|need to|have to|can|could|ought to)\b",
         ),
     ),
@@ -289,7 +284,9 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
             r"rul(?:e|es|ed|ing) out|exclud(?:e|es|ed|ing)|eliminat\w+|dismiss\w*|discard\w*|disprov\w+|"
             r"refut\w+|"
             r"contradict\w*|doubt\w*|hardly|unlikely|wrong to|mistaken\w*|lack of evidence|speaks against|"
-            r"argues against|evidence against|against|free of|cleared|myth|sworn|instead)\b",
+            r"argues against|evidence against|against|free of|cleared|myth|sworn|instead|"
+            r"with the exception of|except(?:ing|ed)|save for|barring|aside from|everything but|all but|"
+            r"short of|leaving out|ruled_out|excluded)\b",
         ),
     ),
     (
@@ -297,12 +294,12 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
         "denies the cause named before it in the clause",
         (
             r"\b(?:explain|cause|trigger|produce|change)s? (?:nothing|little|none|neither|no)\b",
+            r"\b(?:is|was|are|were|be) nothing\b",
             r"\b(?:is|was|are|were|be|been|can|could|has|have|looks?|seems?|works?|turned out|"
             r"proved)\b[^,;]{0,24}?"
             r"\b(?:ruled out|excluded|eliminated|dismissed|discarded|disproved|refuted|unlikely|innocent|"
             r"(?:a )?red herring|off the table|irrelevant|unrelated|fine|healthy|intact|in order|"
-            r"all right|ok|okay|"
-            r"correct|correctly|working|false|wrong|a myth|impossible|out of the question|"
+            r"all right|ok|okay|correct|correctly|working|false|wrong|a myth|impossible|out of the question|"
             r"a false lead|listed|connected|in place|out)\b(?! id| label|dated)",
         ),
     ),
@@ -310,9 +307,8 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
         "looked",
         "names a cause as what was examined",
         (
-            r"\b(?:check(?:ed|ing|s)?|look(?:ed|ing)? (?:at|for|into)|test(?:ed|ing)? for|search(?:ed|"
-            r"ing)? for|"
-            r"\b(?:i|we) (?:have |'ve |also |just |then |already )*"
+            r"\b(?:check(?:ed|ing|s)?|(?<!'re )(?<!you are )look(?:ed|ing)? (?:at|for|into)|test(?:ed|"
+            r"ing)? for|search(?:ed|ing)? for|\b(?:i|we) (?:have |'ve |also |just |then |already )*"
             r"(?!traced|confirmed|identified|located|pinned|concluded|established|noticed|discovered)\w+ed\b|"
             r"start(?:ed|ing)? (?:from|with|at)|examin\w+|investigat\w+|consider\w*|began with|think of|"
             r"thought of|forget(?: about)?|asked (?:for|about)|question is|suspect|idea of|talk of)\b",
@@ -327,7 +323,14 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
             r"\b(?:i|we) (?:do n't|do not|can n't|can not|could n't|could not) (?:yet )?"
             r"(?:know|decide|say|tell)\b",
             r"\bhave (?:all|both) (?:\w+ )?checked\b",
-            r"\band/or\b",
+            r"\band/or\b|\bor both\b|\bwhichever\b",
+            r"(?<!\bof )\bwhich(?: one)?(?: of (?:them|these|those|the \w+))?(?: it is| applies)?\s*[.?!;]?$",
+            r"\bany of (?:them|these|those|the (?:two|three|four|above))\b|"
+            r"\bone of (?:them|these|those) (?:is|was|must|will|alone)\b|"
+            r"^(?:one|some|either|which) of (?:them|these|those)\b",
+            r"\b(?:\d\d? ?[:/] ?\d\d?|fifty-fifty|toss-?up|torn|waver\w*|choice|hesitat\w*|tie|draw)\b"
+            r"[^.;]{0,20}\bbetween\b",
+            r"\b(?:can|could|do|did) (?:not|n't) narrow\b",
             r"\b(?:(?:half|thirds?|quarters?|part|most|rest) of me|the other (?:half|third|part))\b",
             r"\bboth (?:are (?:wrong|true|at)|of (?:them|these)|contribute|play|matter|apply|lower|faults?|"
             r"problems?|causes)\b|\beach (?:of (?:them|these|which) )?(?:lowers?|contributes?|adds?|causes?|"
@@ -348,10 +351,7 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
         "turns from what was to what is",
         (
             r"^(?:but |and )?(?:in (?:your|this|our) case|bei (?:ihnen|euch|dir)|chez vous|en su caso|"
-            r"now|today|these days|currently|nowadays|"
-            r"at present|this time|"
-            r"meanwhile|since then|"
-            r"by now)\b",
+            r"now|today|these days|currently|nowadays|at present|this time|meanwhile|since then|by now)\b",
         ),
     ),
     (
@@ -375,10 +375,10 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
             r"\b(?:not|n't) (?:the|a|our|your|this) (?:\w+ )?(?:cause|reason|problem|culprit|"
             r"explanation|issue)\b",
             r"\b(?:neither|none) (?:of \w+ )?(?:applies|is|are|was|holds|fits)\b",
-            r"^(?:no|nope|not so|hmm|wrong|false)\s*[,.!:;\u2013\u2014]",
+            r"^(?:no|nope|not so|hmm|wrong|false)\s*[,.!:;\u2013\u2014](?!\w)",
             r"\b(?:so|therefore|hence|thus),? (?:no|not)\s*(?:$|[.,;:])",
             r"\b(?:put|set|leave|left|lay|laid) (?:that|it|this) (?:aside|behind|out)\b",
-            r"\b(?:close|closed|tick|ticked|cross|crossed) (?:that|it|this)\b",
+            r"\b(?:close|closed|tick|ticked|crossed) (?:that|it|this)\b",
             r"\b(?:move|moved|moving) on\b",
             r"\b(?:it|this|that) (?:has|have) been (?:there|fixed|set|in place|solved|corrected|done)\b",
             r"\b(?:nope|disagree|not here|not today|not any more|no longer)\b",
@@ -389,104 +389,3 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
 PATTERNS: dict[Kind, re.Pattern[str]] = {
     kind: re.compile("|".join(f"(?:{p})" for p in patterns), re.I) for kind, _, patterns in TABLE
 }
-
-# Points back: what the sentence before said is the cause.
-POINTS_BACK = re.compile(
-    r"^(?:and )?(?:that|this)(?: here| alone)?(?: is|'s) (?:exactly |precisely |indeed |"
-    r"clearly )?(?:why\b|the (?:root |real |actual |whole |"
-    r"sole |only |underlying )*(?:cause|culprit|reason|problem|explanation|diagnosis)\b|what (?:causes|"
-    r"breaks)\b)"
-    r"|^(?:that|this|which) (?:explains|causes|is what)\b",
-    re.I,
-)
-# What stands after a name as its verdict: "X: ruled out", a table's row, a key of YAML.
-VERDICT_NO = re.compile(
-    r"\W{0,3}\s*[:=|\u2013\u2014-]+\s*(?:\w+\s)?(?:ruled out|nothing|none|n/a|does not|do not|is not|"
-    r"absent from|out|no|not|nope|false|excluded|ok|okay|"
-    r"fine|checked|healthy|"
-    r"negative|rejected|dismissed|unlikely|innocent|refuted|\u2717|\u274c)(?!\w)",
-    re.I,
-)
-VERDICT_YES = re.compile(
-    r"\W{0,3}\s*[:=|\u2013\u2014-]+\s*(?:confirmed|yes|true|broken|the culprit|found|guilty|positive|"
-    r"(?:this is |that is |that's )?the (?:root )?cause|\u2713|\u2714|\u2705)(?!\w)",
-    re.I,
-)
-# A place or platform a sentence speaks of; whether the question does too is looked up.
-OTHER_PLACE = re.compile(
-    r"\b(?:for|in|on|of|hurts?|breaks?|affects?|concerns?) (?:the|your|our|their) "
-    r"(?!this|same|whole|entire|live|main|current)((?:\w+ )(?:store|shop|market|feed|brand|domain|"
-    r"property|site|app|"
-    r"campaigns?)|"
-    r"(?:google )?ads|meta|ga4|tiktok|pinterest|linkedin|bing|microsoft ads|facebook|instagram|whatsapp)"
-    r"(?: (?:tag|account|pixel|conversions?))?\b",
-    re.I,
-)
-# Doubts wherever they stand, also among the words of a name: "the linker could be missing".
-MODAL = re.compile(r"(?:can|could|may|might|would|should|perhaps|probably|possibly|likely|maybe)\b", re.I)
-# What makes the sentence about a name a definition of it.
-DEFINES = re.compile(
-    r"[:,]?\s*(?:that |this |it )?(?:is|are|'s) (?:an? (?!common|clear|plain|case)|when\b|what (?:you|"
-    r"we|one|people) (?:call|get)|"
-    r"where\b|"
-    r"the (?:name|term))|\s*(?:means|describes|refers to|occurs|happens when|arises)\b",
-    re.I,
-)
-# Draws the conclusion from what was said, and tells nothing else.
-CONCLUDES = re.compile(
-    r"^(?:hence|thus|therefore|that(?: is|'s) (?:all|why|where|how|what|it|your)|case closed|"
-    r"simple as that)\b",
-    re.I,
-)
-# Said with a negator, meant as a plain yes; taken out before negation is looked for.
-AFFIRMING = re.compile(
-    r"\b(?:(?:there is |there's )?(?:no|without(?: a)?|beyond(?: a)?) (?:doubt|question)(?: that|"
-    r" about it)?,?|"
-    r"not only|nothing but|nothing else than|nothing other than|none other than|no other than|"
-    r"can not be anything (?:else )?(?:but|than)|do n't doubt that|do not doubt that|no mistake,?)",
-    re.I,
-)
-# Where a sentence turns: what stands before and after is judged by itself.
-TURN = re.compile(
-    r"(?:,? \b(?:but|however|whereas|yet|nevertheless|nonetheless|instead it is|sondern|aber|pero|sino|"
-    r"mais)\b)",
-    re.I,
-)
-# Granted before the turn to the cause, or after it; taken out.
-CONCEDED = re.compile(
-    r"\b(?:it is true that|it's true that|admittedly|granted|to be fair|although|though|even though|despite|"
-    r"in spite of|no matter|even if)\b[^,;]*(?:[,;]|$)",
-    re.I,
-)
-# Where a clause ends for a denial that came before (a list "not X, Y and Z" stays one clause at "and").
-CLAUSE = re.compile(r"[=-]>|\u2192|[,;:()\u2013\u2014]|\s-\s|\b(?:so|which|while)\b", re.I)
-# Where it ends for a denial that comes after.
-CLAUSE_AFTER = re.compile(
-    CLAUSE.pattern
-    + r"|\b(?:and|or|whose|where|who|because|rather than|instead of|as opposed to|unlike|not (?:due|"
-    r"because|the|a|an|"
-    r"your))\b",
-    re.I,
-)
-# Deniers whose reach ends at the comma: "rather than X, ...".
-ENDS_AT_COMMA = re.compile(
-    r"rather|instead|opposed|unlike|contrary|except|apart|other than|regardless|far from", re.I
-)
-# A negator right before a commitment, with nothing but filling words between: "not really because of".
-DENIED_COMMIT = re.compile(
-    r"(?:\b(?:not|n't|never|no|neither|nor|nicht|non|hardly|wrong)\b|\bn't)"
-    r"(?:\s+(?:the|a|an|your|this|any|really|simply|just|actually|merely|all|at all|necessarily|primarily|"
-    r"being|be|"
-    r"been|that|it|truly|in fact|even|always|its?|here|only|solely|entirely|die|la|el|le|l|kein\w*|"
-    r"means|way|circumstances|account|root|real|"
-    r"actual|true|underlying|main|primary|key|of|part|to do with))*\s*$",
-    re.I,
-)
-# What follows from the cause: it may be negated or hedged without touching the cause.
-CONSEQUENCE = re.compile(
-    r"(?:,|;|\s-|\u2013|\u2014)?\s*\b(?:so (?:that )?|which (?:means|is why|leads|makes|explains)|"
-    r"meaning(?: that)?|"
-    r"therefore|hence|that is why|that's why|this is why|as a result|with the result|and thus|thus|"
-    r"and (?:therefore|so|as a result))\b",
-    re.I,
-)

@@ -19,21 +19,21 @@ _BULLET = re.compile(r"^(?:[-*+\u2022]|\d+[.)])\s+")
 _BOLD_LINE = re.compile(r"^(?:\*\*|__)(?=[^*_]{1,60}(?:\*\*|__):?$)")
 _HEADING = re.compile(r"^#+\s*")
 _END = re.compile(
-    r"(?<!\be\.g\.)(?<!\bi\.e\.)(?<!\bvs\.)(?<!\bcf\.)(?<!\bno\.)(?<!\bapprox\.)"
+    r"(?<!\be\.g\.)(?<!\bi\.e\.)(?<!\bvs\.)(?<!\bcf\.)(?<!\bapprox\.)(?!(?<=\bno\.)\s*\d)"
     r"(?:(?<=;)|(?<=[.!?]))[\"\u201d\u2019\u00bb)\]]*\s+(?=[\"\u201c\u201e\u00ab(\[]?[^\W_])"
 )
 _ENDS = (".", "!", "?")
 _OPEN, _CLOSE = '"\u201c\u201e\u00ab\u201a\u2039\u300c\u300e', '"\u201d\u201c\u00bb\u2018\u203a\u300d\u300f'
 # A quotation of four words or more is somebody's voice, unless the sentence itself leads into it.
 _QUOTE = re.compile(
-    rf"(?P<lead>(?:(?:\b(?:is|was|that|by|to|because|of|est|ist|es|è)|"
+    rf"(?P<lead>(?:(?:\b(?:is|was|that|by|to|because|of|est|ist|es|è|de|von|van|da)|"
     rf":)\s*)?)[{_OPEN}](?P<said>[^{_OPEN}{_CLOSE}]*)[{_CLOSE}]"
 )
 _SPEECH = re.compile(
     r"\b(?:sa(?:y|ys|id|ying)|wr(?:ite|ites|ote)|writ\w+|report\w*|claim\w*|ask\w*|told|tell\w*|mention\w*|"
     r"states?|stated|reads|quot\w+|note[sd]?|subject|complain\w*|message|words|ticket|comment\w*|"
-    r"schreib\w*|sagt\w*|meint\w*|nenn\w+|heiß\w*|laut\w*|list(?:s|ed)?|names?|calls?|puts?|parle\w*|dice|dijo|"
-    r"escrib\w+|dit|écrit|zegt|schrijft|scrive)\b[^.;]*$",
+    r"schreib\w*|sagt\w*|meint\w*|nenn\w+|heiß\w*|laut\w*|list(?:s|ed)?|names?|calls?|puts?|parle\w*|dice|"
+    r"dijo|escrib\w+|dit|écrit|zegt|schrijft|scrive)\b[^.;]*$",
     re.I,
 )
 _LED_IN = 200  # characters before a quotation in which its speaker is looked for
@@ -41,8 +41,7 @@ _SPOKEN = re.compile(
     r"[\s,]*(?:steht|heißt|lautet|schreibt|sagt|meint|says?|said|wrote|writes|read|reads|reported|"
     r"is what|was the|"
     r"as (?:the|your|you)|so (?:says|said)|according|dit|dice|the (?:ticket|agency|report|forum|"
-    r"vendor|plugin)|"
-    r"you (?:say|write|wrote|said)|they)\b|[\s,]*\u3068",
+    r"vendor|plugin)|you (?:say|write|wrote|said)|they)\b|[\s,]*\u3068",
     re.I,
 )
 _BACK = re.compile(

@@ -9,29 +9,40 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
-from fine_tune_runner.evaluation.phrases import Mention, Phrases, fold, words_of
-from fine_tune_runner.evaluation.rules import (
+from fine_tune_runner.evaluation.clauses import (
     AFFIRMING,
+    AMOUNT,
+    BESIDE_OR,
     CLAUSE,
     CLAUSE_AFTER,
+    CLEARED,
     CONCEDED,
     CONCLUDES,
+    CONFIRMS,
     CONSEQUENCE,
     DEFINES,
     DENIED_COMMIT,
+    DISMISSES,
     ENDS_AT_COMMA,
+    MEMBERS,
     MODAL,
+    OR_AFTER,
+    OR_BEFORE,
     OTHER_PLACE,
-    PATTERNS,
     POINTS_BACK,
+    RELATIVE_MODAL,
+    RESUMES,
+    STATES,
     TURN,
     VERDICT_NO,
     VERDICT_YES,
-    Kind,
+    YES,
 )
+from fine_tune_runner.evaluation.phrases import Mention, Phrases, fold, words_of
+from fine_tune_runner.evaluation.rules import PATTERNS, Kind
 from fine_tune_runner.evaluation.sentences import Sentence, sentences
 
 UNNAMED = "(another cause)"
@@ -41,6 +52,12 @@ _VERDICT_WORDS = frozenset(
 )
 _OR = re.compile(r"\W*or(?: an?| the| that)?\W*", re.I)
 _TROUBLE = re.compile(r"\s*(?:problem|issue|error|fault|trouble|bug)s?\b", re.I)
+# Somebody's opinion up to what it is about, for a sentence that confirms it.
+_SUSPECTS = re.compile(
+    r"^[^,;:]*?\b(?:suspect\w*|sa(?:ys?|id)|thinks?|thought|believ\w+|blam\w+|assum\w+|guess\w*|claim\w*)\b"
+    r"(?: that| it is| it was)?|\b(?:suspicion|guess|theory|opinion|idea|hunch)\b",
+    re.I,
+)
 _BE = re.compile(r"\b(?:is|was|are|were|be|been|'s|ist|war|est|es|è)\s*$", re.I)
 
 
@@ -58,6 +75,7 @@ class Reading:
     asserted: dict[str, str] = field(default_factory=dict)
     named: dict[str, set[str]] = field(default_factory=dict)
     doubted: set[str] = field(default_factory=set)
+    doubts: dict[str, int] = field(default_factory=dict)
     denied: set[str] = field(default_factory=set)
     contradicted: set[str] = field(default_factory=set)
     rivals: set[str] = field(default_factory=set)
@@ -79,6 +97,10 @@ class Reading:
         """Whether the label was denied after it was last affirmed or asserted."""
         return self.against.get(label, -1) > self.said.get(label, -1)
 
+    def stands(self, label: str) -> bool:
+        """Whether it was never denied, and not doubted since it was last affirmed or asserted."""
+        return label not in self.denied and self.doubts.get(label, -1) < self.said.get(label, -1)
+
 
 def read(answer: str, phrases: Phrases, asked: str = "", reference: str = "") -> Reading:
     """All sentences in order, to the fix; a retraction takes back what was said before it.
@@ -98,11 +120,31 @@ def read(answer: str, phrases: Phrases, asked: str = "", reference: str = "") ->
             judged = Reading(doubted={*judged.affirmed, *judged.asserted, *judged.doubted})
         if POINTS_BACK.match(sentence.text) and not judged.affirmed and not judged.withdrawn:
             judged = judge(f"the cause is that {before}", phrases)
+        elif YES.match(sentence.text) and before.endswith("?"):
+            judged = _but_names(judged, judge(before.rstrip(" ?"), phrases, known))
+        elif CONFIRMS.search(sentence.text):
+            judged = _but_names(judged, _confirmed(before, sentence.text, phrases, known))
         before = sentence.text
         for label in [label for label, words in judged.named.items() if words <= echo]:
             del judged.asserted[label]
         _add(whole, judged, sentence, index)
     return whole
+
+
+def _but_names(judged: Reading, earlier: Reading) -> Reading:
+    """A sentence that says yes to one before it, with the one label named there as asserted."""
+    names = earlier.affirmed | earlier.asserted
+    if len(names) != 1 or earlier.doubted or not judged.doubted <= set(names):
+        return judged
+    return replace(judged, asserted=judged.asserted | names, doubted=set())
+
+
+def _confirmed(before: str, text: str, phrases: Phrases, known: str) -> Reading:
+    """What somebody else is said to suspect, read as said by the answer, which confirms it."""
+    told = text if phrases.mentions(text) else f"{before} {text}"
+    if denies(text) or _dropped(_SUSPECTS.sub(_blank, text), [], known, ("hedge", "general", "elsewhere")):
+        return Reading()
+    return judge(_SUSPECTS.sub(_blank, told), phrases, known)
 
 
 def _add(whole: Reading, judged: Reading, sentence: Sentence, index: int) -> None:
@@ -114,12 +156,15 @@ def _add(whole: Reading, judged: Reading, sentence: Sentence, index: int) -> Non
         whole.plain.clear()
         whole.withdrawn = True
     whole.doubted |= judged.doubted
-    whole.open |= judged.open or PATTERNS["open"].search(text) is not None
+    whole.doubts |= dict.fromkeys(judged.doubted, index)
+    of_amount = AMOUNT.search(text) is not None and not judged.doubted
+    whole.open |= judged.open or (PATTERNS["open"].search(text) is not None and not of_amount)
     whole.denied |= judged.denied
     whole.against |= dict.fromkeys(judged.denied, index)
     instruction = PATTERNS["fix_step"].search(text) and not judged.strong
-    doubts = [m for m in PATTERNS["hedge"].finditer(text) if not m[0].casefold().startswith("should")]
-    if doubts and not (judged.affirmed or judged.asserted or instruction):
+    meant = RELATIVE_MODAL.sub(_blank, text)
+    doubts = [m for m in PATTERNS["hedge"].finditer(meant) if not m[0].casefold().startswith("should")]
+    if doubts and not (judged.affirmed or judged.asserted or instruction or of_amount):
         whole.hedged = index
     if PATTERNS["refusal"].search(text) and not judged.affirmed:
         whole.refused = index
@@ -127,7 +172,9 @@ def _add(whole: Reading, judged: Reading, sentence: Sentence, index: int) -> Non
     whole.against |= dict.fromkeys(_acquitted(text, whole.affirmed), index)
     if instruction or (sentence.after_fix and not judged.strong):
         return
-    whole.doubted |= judged.contradicted - set(judged.affirmed) - set(judged.asserted)
+    contradicted = judged.contradicted - set(judged.affirmed) - set(judged.asserted)
+    whole.doubted |= contradicted
+    whole.doubts |= dict.fromkeys(contradicted, index)
     # What was weighed before the commitment is no second answer; what comes with or after it is.
     if whole.affirmed or judged.affirmed:
         whole.rivals |= judged.rivals
@@ -158,11 +205,12 @@ def _acquitted(text: str, affirmed: Mapping[str, str]) -> list[str]:
 
 def judge(sentence: str, phrases: Phrases, known: str = "") -> Reading:
     """What one sentence affirms and doubts, arm by arm: "it looks like X, but the cause is Y"."""
-    text = CONCEDED.sub(_blank, AFFIRMING.sub(_blank, sentence))
+    text = RELATIVE_MODAL.sub(_blank, CONCEDED.sub(_blank, AFFIRMING.sub(_blank, sentence)))
     found = Reading()
     retract = PATTERNS["retract"].search(text)
     start, carried = 0, False
-    for turn in (*TURN.finditer(text), None):
+    turns = [m for m in TURN.finditer(text) if m[0] != "," or DISMISSES.search(text, 0, m.start())]
+    for turn in (*turns, None):
         arm = text[start : turn.start() if turn else len(text)]
         if retract and start <= retract.start() < start + len(arm):
             found = Reading(withdrawn=True)
@@ -180,7 +228,8 @@ def _judge_arm(arm: str, phrases: Phrases, found: Reading, carried: bool, senten
     strong, commits, live = _commitments(arm, mentions)
     if carried and mentions and len(arm[: mentions[0].start].split()) <= 3:
         live.append(0)
-    if _dropped(arm, mentions, known) or sentence.rstrip("\"')").endswith("?"):
+    asked = sentence.rstrip("\"')").endswith("?")
+    if asked or _dropped(arm, mentions, known) or _one_of_several(arm, mentions):
         labels = {m.label for m in mentions}
         found.doubted |= labels
         if found.affirmed or PATTERNS["alternative"].search(arm):
@@ -198,7 +247,11 @@ def _judge_arm(arm: str, phrases: Phrases, found: Reading, carried: bool, senten
             found.doubted.add(mention.label)
         elif live or VERDICT_YES.match(arm[mention.end :]):
             found.affirmed.setdefault(mention.label, sentence)
-        elif not (looked_at and looked_at.start() < mention.start):
+        elif not (
+            looked_at
+            and looked_at.start() < mention.start
+            and not RESUMES.search(arm[looked_at.end() : mention.start])
+        ):
             found.asserted.setdefault(mention.label, sentence)
             found.named.setdefault(mention.label, set()).update(
                 word.text for word in words_of(arm[mention.start : mention.end])
@@ -210,7 +263,8 @@ def _judge_arm(arm: str, phrases: Phrases, found: Reading, carried: bool, senten
             found.unnamed.append(sentence)
     found.contradicted |= phrases.contradicted(arm)
     found.strong |= bool(live and strong)
-    found.plain.append(whole.strip())
+    if mentions or not CLEARED.search(whole):  # "DNS is fine" clears DNS and asserts no cause
+        found.plain.append(whole.strip())
     return bool(denied or (commits and not live) or copular)
 
 
@@ -253,6 +307,38 @@ def _denied(mention: Mention, arm: str, mentions: list[Mention], live: list[int]
     return PATTERNS["denied_after"].search(tail) is not None
 
 
+def _one_of_several(arm: str, mentions: list[Mention]) -> bool:
+    """Whether a name is offered as one among others: before or after "or", or in a list without a verb."""
+    if not mentions:
+        return False
+    first, last = mentions[0].start, max(m.end for m in mentions)
+    if any(w.negates and w.end <= first for w in words_of(arm)):
+        return False
+    if any(not _inside(m.start(), m.end(), mentions) for m in BESIDE_OR.finditer(arm)):
+        return True
+    alone = len({m.label for m in mentions}) == 1
+    return bool(alone and (OR_BEFORE.search(arm[:first]) or OR_AFTER.match(arm[last:]))) or _listed(
+        arm, mentions
+    )
+
+
+def _listed(arm: str, mentions: list[Mention]) -> bool:
+    """Whether a name is a member of a list of three or more of which no other member states anything."""
+    cuts = [m.span() for m in MEMBERS.finditer(arm) if not _inside(m.start(), m.end(), mentions)]
+    summed = all(arm[a:b].strip() in ("+", "/") for a, b in cuts)
+    starts, ends = [0, *(end for _, end in cuts)], [*(start for start, _ in cuts), len(arm)]
+    members = list(zip(starts, ends, strict=True))
+    named = {(a, b): m for m in mentions for a, b in members if a <= m.start < b}
+    others = [arm[a:b].strip(" .:") for a, b in members if (a, b) not in named and arm[a:b].strip(" .:")]
+    leads = [arm[a : m.start].rstrip() for (a, _), m in named.items()]
+    return (
+        len(others) + len(named) >= 3
+        and len(others) >= 2 - (len(named) > 1)
+        and (summed or all(len(text.split()) <= 4 and not STATES.search(text) for text in others))
+        and all(len(lead.split()) <= 1 or lead.endswith(("is", "are", ":")) for lead in leads)
+    )
+
+
 def _negated_clause(arm: str, end: int, mentions: list[Mention]) -> bool:
     """Whether a negator stands before `end` in the same clause: "by no stretch is the root cause"."""
     start = max((m.end() for m in CLAUSE_AFTER.finditer(arm, 0, end)), default=0)
@@ -281,10 +367,10 @@ def _cut_consequence(arm: str, phrases: Phrases) -> str:
     return arm[: cut.start()] if cut else arm
 
 
-def _dropped(arm: str, mentions: list[Mention], known: str = "") -> bool:
+def _dropped(arm: str, mentions: list[Mention], known: str = "", kinds: tuple[Kind, ...] = _DROPS) -> bool:
     return any(
         MODAL.match(m[0]) or not _inside(m.start(), m.end(), mentions)
-        for kind in _DROPS
+        for kind in kinds
         for m in PATTERNS[kind].finditer(arm)
         if kind != "elsewhere" or m[0].casefold() not in known
     )

@@ -26,7 +26,8 @@ ENOUGH = ((0.22, 0.75), (0.30, 0.50), (0.35, 0.40), (0.55, 0.0))
 ELSE = 0.22  # below this share of common words, both ways, a passage is about something else
 WORDS = 3  # least number of shared words that the question does not say already
 ECHO_WEIGHT = 0.3  # of a word that the question says as well
-_REACH = {"no": 2, "not": 1, "nothing": 1, "nobody": 1}  # words denied: "no History Change", "never sends"
+# Words denied: "no History Change", "never sends", "nobody ever pressed Publish".
+_REACH = {"no": 2, "not": 1, "nothing": 5, "nobody": 5}
 _FUNCTION = frozenset(
     [
         "can",

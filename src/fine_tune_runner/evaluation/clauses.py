@@ -1,0 +1,153 @@
+"""How a sentence is built: where it turns, where a denial in it ends, what draws a conclusion or defines.
+
+Single patterns beside the table of rules.py, matched in the same way. Data, no logic.
+"""
+
+from __future__ import annotations
+
+import re
+
+# Points back: what the sentence before said is the cause.
+POINTS_BACK = re.compile(
+    r"^(?:and )?(?:that|this)(?: here| alone)?(?: is|'s) (?:exactly |precisely |indeed |"
+    r"clearly )?(?:why\b|the (?:root |real |actual |whole |"
+    r"sole |only |underlying )*(?:cause|culprit|reason|problem|explanation|diagnosis)\b|what (?:causes|"
+    r"breaks)\b)|^(?:that|this|which) (?:explains|causes|is what)\b",
+    re.I,
+)
+# What stands after a name as its verdict: "X: ruled out", a table's row, a key of YAML.
+VERDICT_NO = re.compile(
+    r"\W{0,3}\s*[:=|\u2013\u2014-]+\s*(?:\w+\s)?(?:ruled out|nothing|none|n/a|does not|do not|is not|"
+    r"absent from|out|no|not|nope|false|excluded|ok|okay|fine|checked|healthy|"
+    r"negative|rejected|dismissed|unlikely|innocent|refuted|\u2717|\u274c)(?!\w)",
+    re.I,
+)
+VERDICT_YES = re.compile(
+    r"\W{0,3}\s*[:=|\u2013\u2014-]+\s*(?:confirmed|yes|true|broken|the culprit|found|guilty|positive|"
+    r"(?:this is |that is |that's )?the (?:root )?cause|\u2713|\u2714|\u2705)(?!\w)",
+    re.I,
+)
+# A place or platform a sentence speaks of; whether the question does too is looked up.
+OTHER_PLACE = re.compile(
+    r"\b(?:for|in|on|of|hurts?|breaks?|affects?|concerns?) (?:the|your|our|their) "
+    r"(?!this|same|whole|entire|live|main|current)((?:\w+ )(?:store|shop|market|feed|brand|domain|"
+    r"property|site|app|campaigns?)|"
+    r"(?:google )?ads|meta|ga4|tiktok|pinterest|linkedin|bing|microsoft ads|facebook|instagram|whatsapp)"
+    r"(?: (?:tag|account|pixel|conversions?))?\b",
+    re.I,
+)
+# Doubts wherever they stand, also among the words of a name: "the linker could be missing".
+MODAL = re.compile(r"(?:can|could|may|might|would|should|perhaps|probably|possibly|likely|maybe)\b", re.I)
+# What makes the sentence about a name a definition of it.
+DEFINES = re.compile(
+    r"[:,]?\s*(?:that |this |it )?(?:is|are|'s) (?:an? (?!common|clear|plain|case)|when\b|what (?:you|"
+    r"we|one|people) (?:call|get)|where\b|"
+    r"the (?:name|term))|\s*(?:means|describes|refers to|occurs|happens when|arises)\b",
+    re.I,
+)
+# Draws the conclusion from what was said, and tells nothing else.
+CONCLUDES = re.compile(
+    r"^(?:hence|thus|therefore|that(?: is|'s) (?:all|why|where|how|what|it|your)|case closed|"
+    r"simple as that)\b",
+    re.I,
+)
+# Said with a negator, meant as a plain yes; taken out before negation is looked for.
+AFFIRMING = re.compile(
+    r"\b(?:(?:there is |there's )?(?:no|without(?: a)?|beyond(?: a)?) (?:doubt|question)(?: that|"
+    r" about it)?,?|not only|nothing but|nothing else than|nothing other than|none other than|no other than|"
+    r"can not be anything (?:else )?(?:but|than)|do n't doubt that|do not doubt that|no mistake,?|"
+    r"(?:there is |there's )?no way (?:that )?(?:this|it|that)(?: is| was)? ?(?:n't|not)|"
+    r"if ever there was one)",
+    re.I,
+)
+# Says what a thing named before it is for, and doubts nothing: "nothing that would write it".
+RELATIVE_MODAL = re.compile(
+    r"(?<!,)(?<!says)(?<!means) that (?:would|should|could|might)(?: have)? "
+    r"(?!(?:be|have been|explain|account|cause|mean|lead|result|fit|produce)\w*\b)",
+    re.I,
+)
+# A statement of its own after what was looked at: "I looked at the address, and all events have ...".
+RESUMES = re.compile(
+    r"[,;:] (?:and |but |where |there )?[^,;:]*\b(?:is|are|was|were|has|have|had|shows?|gives?|carr(?:y|"
+    r"ies))\b",
+    re.I,
+)
+# How long or how much: a doubt about that is none about the cause.
+AMOUNT = re.compile(
+    r"\bhow (?:long|many|much|soon|often)\b|\b\d+ (?:seconds?|minutes?|hours?|days?|weeks?)\b", re.I
+)
+# Says yes to the question before it, or to the opinion told in the same sentence.
+YES = re.compile(r"^(?:yes|yep|exactly|correct|indeed|confirmed|that one)\s*(?:[.:;,!\u2013\u2014]|$)", re.I)
+CONFIRMS = re.compile(
+    r"\b(?:(?:is|was|are|were|'re|'s) (?:quite |perfectly |absolutely )?right(?: about (?:it|that|this))?|"
+    r"(?:i|we) (?:can |do |now )*confirm(?:ed)? (?:it|that|this))\s*[.;!]?$",
+    re.I,
+)
+# Where a sentence turns: what stands before and after is judged by itself.
+TURN = re.compile(
+    r"(?:,? \b(?:but|however|whereas|yet|nevertheless|nonetheless|instead it is|sondern|aber|pero|sino|"
+    r"mais)\b)|,(?= (?:it|this|that)(?: is|'s| was) (?!n't|not|all\b))",
+    re.I,
+)
+# What is dismissed before a comma and "it's": "it's not the trigger, it's the inline script".
+DISMISSES = re.compile(
+    r"\b(?:it|this|that)(?:'s| is| was)(?: not| ?n't)\b|^neither\b.*\b(?:involved|it|at fault)\b", re.I
+)
+# Says of something unnamed that it is in order, or out of the question.
+CLEARED = re.compile(
+    r"\b(?:is|was|are|were|has been|have been|stays?|remains?) (?:\w+ly |both |all )?"
+    r"(?:ruled out|excluded|eliminated|dismissed|off the table|innocent|irrelevant|unrelated|impossible|"
+    r"fine|healthy|intact|in order|all right|okay|ok|out)\b(?! of(?! the question)| dated)",
+    re.I,
+)
+# Granted before the turn to the cause, or after it; taken out.
+CONCEDED = re.compile(
+    r"\b(?:it is true that|it's true that|admittedly|granted|to be fair|although|though|even though|despite|"
+    r"in spite of|no matter|even if)\b[^,;]*(?:[,;]|$)",
+    re.I,
+)
+# One of several: "X, or the theme", "X or Y", "X / Y"; not "X, or rather", not "neither X or".
+BESIDE_OR = re.compile(
+    r"[,;]\s*or\b(?! (?:rather|more (?:precisely|exactly)|in other|put|to be|so\b|as))", re.I
+)
+OR_BEFORE = re.compile(r"(?:\bor(?: an?| the| that| your)?|\s/)\s*$", re.I)
+OR_AFTER = re.compile(
+    r"\s*(?:or\b|/\s)(?! (?:rather|more|less|in|on|at|after|before|by|with|when|until|not|so)\b)", re.I
+)
+# Between the members of a list, and what makes a member a statement of its own.
+MEMBERS = re.compile(r"\s*[,;/+]\s+(?:and |or |plus )?|\s/\s|\s\+\s")
+STATES = re.compile(
+    r"\b(?:is|are|was|were|has|have|had|do|does|did|gets?|goes|fires?|stays?|works?|n't|not|nothing|never|"
+    r"\w+ed)\b",
+    re.I,
+)
+# Where a clause ends for a denial that came before (a list "not X, Y and Z" stays one clause at "and").
+CLAUSE = re.compile(r"[=-]>|\u2192|[,;:()\u2013\u2014]|\s-\s|\b(?:so|which|while)\b", re.I)
+# Where it ends for a denial that comes after.
+CLAUSE_AFTER = re.compile(
+    CLAUSE.pattern
+    + r"|\s\+\s|\b(?:and|or|whose|where|who|because|rather than|instead of|as opposed to|unlike|not (?:due|"
+    r"because|the|a|an|your))\b",
+    re.I,
+)
+# Deniers whose reach ends at the comma: "rather than X, ...".
+ENDS_AT_COMMA = re.compile(
+    r"rather|instead|opposed|unlike|contrary|except|apart|other than|regardless|far from", re.I
+)
+# A negator right before a commitment, with nothing but filling words between: "not really because of".
+DENIED_COMMIT = re.compile(
+    r"(?:\b(?:not|n't|never|no|neither|nor|nicht|non|hardly|wrong)\b|\bn't)"
+    r"(?:\s+(?:the|a|an|your|this|any|really|simply|just|actually|merely|all|at all|necessarily|primarily|"
+    r"being|be|been|that|it|truly|in fact|even|always|its?|here|only|solely|entirely|die|la|el|le|l|kein\w*|"
+    r"means|way|circumstances|account|root|real|"
+    r"actual|true|underlying|main|primary|key|of|part|to do with))*\s*$",
+    re.I,
+)
+# What follows from the cause: it may be negated or hedged without touching the cause.
+CONSEQUENCE = re.compile(
+    r"(?:,|;|\s-|\u2013|\u2014)?\s*\b(?:so (?:that )?|which (?:means|is why|leads|makes|explains)|"
+    r"meaning(?: that)?|"
+    r"therefore|hence|that is why|that's why|this is why|as a result|with the result|and thus|thus|"
+    r"and (?:therefore|so|as a result))\b",
+    re.I,
+)
