@@ -143,6 +143,19 @@ def test_a_run_whose_process_died_first_is_heard_of_at_the_next_look(
     assert [post["title"] for post in webhook.posts] == ["small v2 refused"]
 
 
+def test_a_run_that_cannot_be_read_silences_no_other_client(tmp_path: Path, webhook: Webhook) -> None:
+    desk = Desk(tmp_path, track_preference="b")
+    desk.runner().submit("small", 1)
+    desk.runner().submit("small", 2)
+    desk.write_config(track_preference="b", notify=[webhook.address])
+    broken = desk.settings.data_dir / "another" / "runs" / "another-v1-b-12345678-1"
+    broken.mkdir(parents=True)
+    (broken / "run.json").write_text("{")
+    runner = desk.runner()
+    runner.alerts.look(runner.engine, [])
+    assert [post["title"] for post in webhook.posts] == ["small v2 refused"]
+
+
 def test_doctor_takes_that_look(tmp_path: Path, webhook: Webhook) -> None:
     desk = Desk(tmp_path, track_preference="b")
     desk.runner().submit("small", 1)

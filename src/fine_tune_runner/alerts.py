@@ -21,7 +21,7 @@ from fine_tune_runner.files import locked
 from fine_tune_runner.policy.egress import policy_of
 from fine_tune_runner.policy.guard import guarded
 from fine_tune_runner.registry.store import Registry
-from fine_tune_runner.settings import Client, Secret, Settings, load_client
+from fine_tune_runner.settings import Client, Secret, Settings, client_ids, load_client
 from fine_tune_runner.types import Clock, Run, Verdict
 from fine_tune_runner.workflow.engine import Engine, Event
 
@@ -129,10 +129,11 @@ class Alerts:
 
         To be called regularly (`fine-tune doctor`, `fine-tune watch`).
         """
-        with self._unbroken():
-            for state in engine.runs():
-                with self._unbroken():
-                    self._of_run(engine, state.run)
+        for client_id in client_ids(self._settings):  # what is broken at one client silences no other
+            with self._unbroken():
+                for state in engine.runs(client_id):
+                    with self._unbroken():
+                        self._of_run(engine, state.run)
         for one in serving:
             with self._unbroken():
                 client = load_client(self._settings, one.client_id)
