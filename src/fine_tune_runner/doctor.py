@@ -110,7 +110,7 @@ def examine(
     For a sensitive client, which may have been hosted before, nothing but ids is sent.
     """
     known = {one.client.id: one for one in _known(runner, notice)}
-    ledger = Ledger(runner.settings.data_dir)
+    ledger = Ledger(runner.settings.data_dir, url=runner.settings.database)
     states = _states(known.values(), ledger)
     registered = {e.model_id for one in known.values() for e in one.entries if e.model_id}
     listed: dict[str, Sequence[RemoteModel]] = {}

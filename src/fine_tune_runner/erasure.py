@@ -132,7 +132,7 @@ def _finish(settings: Settings, folder: Path, crash_point: Callable[[str], None]
         name = RUN_ID.fullmatch(run_id)
         return name is not None and name[1] == client_id
 
-    Ledger(settings.data_dir).erase(mine)
+    Ledger(settings.data_dir, url=settings.database).erase(mine)
     crash_point("off the ledger")
     _off_the_engine(settings, client_id, mine)
     shutil.rmtree(folder)
@@ -140,12 +140,12 @@ def _finish(settings: Settings, folder: Path, crash_point: Callable[[str], None]
 
 def _off_the_engine(settings: Settings, client_id: str, mine: Callable[[str], bool]) -> None:
     """Its database holds ids and outcomes of runs; nothing is made where there is none."""
-    url = settings.database_url
+    url = settings.database
     if url is None and not (settings.data_dir / ".fine-tune" / "engine.sqlite").is_file():
         return
     from fine_tune_runner.workflow.database import Database  # loads dbos
 
-    database = Database(settings.data_dir / ".fine-tune", url.reveal() if url else None)
+    database = Database(settings.data_dir / ".fine-tune", url)
     with contextlib.closing(database), database.one_line():
         database.prepare()
         database.erase(client_id, mine)

@@ -12,6 +12,7 @@
     ├─ ProviderError             1   a hosted provider or an Ollama host answered badly
     ├─ RegistryError             1   the registry cannot be read or changed as asked
     ├─ RunError                  1   a run is alive elsewhere, unknown, or cannot go on
+    │  └─ DatabaseAway           1   PostgreSQL does not answer; a worker's runs go on when it does
     ├─ Refused                   3   the new version is worse than the one in service
     ├─ Held                      4   the versions cannot be compared
     ├─ PolicyError               5   egress, cost limit, closed provider, model at its end
@@ -97,6 +98,12 @@ class RunError(RunnerError):
     """A run is alive in another process, is not known, or cannot go on."""
 
     code = "run"
+
+
+class DatabaseAway(RunError):
+    """What runs are recorded in cannot be reached now; a worker waits for it, a command says so."""
+
+    code = "database"
 
 
 class Refused(RunnerError):

@@ -146,6 +146,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     notify: dict[str, Secret] = {}  # FINE_TUNE_NOTIFY_… by name, for `notify` of a config.json
     sources: dict[str, str]
 
+    @property
+    def database(self) -> str | None:
+        """The address in `database_url`, for what connects to it; None: SQLite."""
+        return self.database_url.reveal() if self.database_url else None
+
 
 class AccountState(msgspec.Struct, frozen=True, kw_only=True):
     """The two keys of account_state.json that this system reads."""

@@ -1,21 +1,24 @@
-"""The effect ledger: one outside effect, whatever is cut off, lost or done at the same time."""
+"""The effect ledger: one outside effect, whatever is cut off, lost or done at the same time; on SQLite and on
+PostgreSQL."""
 
 from __future__ import annotations
 
 import os
 import signal
-import sqlite3
 import stat
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from multiprocessing import get_context
 from pathlib import Path
 
+import psycopg
 import pytest
 
-from fine_tune_runner.errors import PolicyError, ProviderError, RunError
+from fine_tune_runner.errors import DatabaseAway, PolicyError, ProviderError, RunError
+from fine_tune_runner.workflow.book import SCHEMA, lock_key, plain
 from fine_tune_runner.workflow.ledger import Busy, Found, Ledger, Unanswered, effect_key
+from tests.workflow.postgres import Cluster, cluster
 
 START = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 
@@ -67,9 +70,35 @@ def time() -> Time:
     return Time()
 
 
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[Cluster]:
+    with cluster() as running:
+        yield running
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str | None:
+    """Where the ledger is, and nothing is in it yet."""
+    if request.param == "sqlite":
+        return None
+    found: str = request.getfixturevalue("postgres").url
+    lose(tmp_path, found)
+    return found
+
+
+def lose(folder: Path, url: str | None) -> None:
+    """Take a ledger away."""
+    if url is None:
+        (folder / ".fine-tune" / "ledger.sqlite").unlink()
+        return
+    with psycopg.connect(plain(url)) as session:
+        session.execute("SET client_min_messages TO warning")
+        session.execute(f"DROP SCHEMA IF EXISTS {SCHEMA} CASCADE")
+
+
 @pytest.fixture
-def ledger(tmp_path: Path, time: Time) -> Ledger:
-    return Ledger(tmp_path, time, sleep=time.sleep, settle_s=70, grace_s=10)
+def ledger(tmp_path: Path, time: Time, url: str | None) -> Ledger:
+    return Ledger(tmp_path, time, url=url, sleep=time.sleep, settle_s=70, grace_s=10)
 
 
 def test_done_is_done(ledger: Ledger) -> None:
@@ -78,10 +107,12 @@ def test_done_is_done(ledger: Ledger) -> None:
     assert world.made == ["job-1"]
 
 
-def test_it_looks_before_it_creates_even_with_the_ledger_lost(tmp_path: Path, ledger: Ledger) -> None:
+def test_it_looks_before_it_creates_even_with_the_ledger_lost(
+    tmp_path: Path, ledger: Ledger, url: str | None
+) -> None:
     world = Outside()
     once(ledger, world)
-    (tmp_path / ".fine-tune" / "ledger.sqlite").unlink()
+    lose(tmp_path, url)
     assert once(ledger, world) == "job-1"
     assert world.made == ["job-1"]
 
@@ -185,37 +216,84 @@ def _cut_off() -> str:
     raise Unanswered("cut off")
 
 
-def test_its_folder_is_for_the_owner_only(ledger: Ledger, tmp_path: Path) -> None:
-    once(ledger, Outside())
+def test_its_folder_is_for_the_owner_only(tmp_path: Path) -> None:
+    once(Ledger(tmp_path), Outside())
     assert stat.S_IMODE((tmp_path / ".fine-tune").stat().st_mode) == 0o700
 
 
-def test_a_broken_file_is_named(ledger: Ledger, tmp_path: Path) -> None:
+def test_a_broken_file_is_named(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
     once(ledger, Outside())
     (tmp_path / ".fine-tune" / "ledger.sqlite").write_bytes(b"no database at all, but long enough to be read")
     with pytest.raises(RunError, match=r"ledger\.sqlite"):
         once(ledger, Outside())
 
 
-def test_the_intent_is_on_disk_before_the_call(ledger: Ledger, tmp_path: Path) -> None:
-    seen: list[tuple[str]] = []
+def test_the_intent_is_there_for_others_before_the_call(
+    ledger: Ledger, tmp_path: Path, url: str | None
+) -> None:
+    seen: list[str] = []
 
     def create() -> str:
-        with sqlite3.connect(tmp_path / ".fine-tune" / "ledger.sqlite") as database:
-            seen.extend(database.execute("SELECT state FROM effects").fetchall())
-        database.close()
+        seen.extend(effect.state for effect in Ledger(tmp_path, url=url).effects())
         return "job-1"
 
     ledger.once("r1", "create", {}, find=lambda: Found(None), create=create)
-    assert seen == [("intent",)]
+    assert seen == ["intent"]
 
 
-def test_two_threads_at_once_make_one(tmp_path: Path) -> None:
+def test_a_clock_that_was_set_back_makes_nobody_wait_longer(ledger: Ledger, time: Time) -> None:
+    with pytest.raises(Unanswered):
+        ledger.once("r1", "create", {}, find=lambda: Found(None), create=_cut_off)
+    time.now -= timedelta(hours=1)
+    time.slept.clear()
+    world = Outside()
+    assert once(ledger, world) == "job-1"
+    assert time.slept == [70.0, 10.0, 0.0]
+
+
+def test_what_is_erased_is_one_runs_alone(ledger: Ledger) -> None:
+    for run_id in ("r1", "r2"):
+        once(ledger, Outside(), run_id)
+        ledger.close(run_id, "cancelled")
+    ledger.erase(lambda run_id: run_id == "r1")
+    assert [effect.run_id for effect in ledger.effects()] == ["r2"]
+    assert [ledger.closed(run_id) for run_id in ("r1", "r2")] == [None, "cancelled"]
+
+
+def test_a_server_that_is_away_is_one_line_without_its_address(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path, url=f"postgresql+psycopg://anna:secret-word@/none?host={tmp_path}")
+    with pytest.raises(
+        DatabaseAway, match=r"^PostgreSQL: .*; nothing is lost, mend that and go on$"
+    ) as caught:
+        once(ledger, Outside())
+    assert "secret-word" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_effect_that_another_host_works_on_is_waited_for(tmp_path: Path, postgres: Cluster) -> None:
+    lose(tmp_path, postgres.url)
+    done: list[str] = []
+    with psycopg.connect(plain(postgres.url), autocommit=True) as other:
+        other.execute("SELECT pg_advisory_lock(%s)", (lock_key("r1.create"),))
+        thread = threading.Thread(
+            target=lambda: done.append(once(Ledger(tmp_path, url=postgres.url), Outside()))
+        )
+        thread.start()
+        waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+        while other.execute(waiting).fetchone() != (1,):
+            assert thread.is_alive()
+        assert done == []
+    thread.join()
+    assert done == ["job-1"]
+
+
+def test_two_threads_at_once_make_one(tmp_path: Path, url: str | None) -> None:
     world, gate = Outside(), threading.Barrier(2)
     got: list[str] = []
 
     def submit() -> None:
-        ledger = Ledger(tmp_path)
+        ledger = Ledger(tmp_path, url=url)
         gate.wait()
         got.append(once(ledger, world))
 
@@ -228,7 +306,7 @@ def test_two_threads_at_once_make_one(tmp_path: Path) -> None:
     assert world.made == ["job-1"]
 
 
-def _die(folder: Path, point: str, how: str) -> None:
+def _die(folder: Path, url: str | None, point: str, how: str) -> None:
     """In a child process: create a file as the outside effect, and end at a point of the ledger."""
 
     def crash(reached: str) -> None:
@@ -237,7 +315,7 @@ def _die(folder: Path, point: str, how: str) -> None:
                 os._exit(9)
             os.kill(os.getpid(), signal.SIGKILL)
 
-    _file_once(Ledger(folder, crash_point=crash), folder)
+    _file_once(Ledger(folder, url=url, crash_point=crash), folder)
 
 
 def _file_once(ledger: Ledger, folder: Path) -> str:
@@ -257,17 +335,17 @@ def _file_once(ledger: Ledger, folder: Path) -> str:
 
 @pytest.mark.parametrize("how", ["exit", "kill"])
 @pytest.mark.parametrize("point", ["intent create", "created create", "done create"])
-def test_killed_at_any_point_it_makes_one(tmp_path: Path, point: str, how: str) -> None:
+def test_killed_at_any_point_it_makes_one(tmp_path: Path, url: str | None, point: str, how: str) -> None:
     (tmp_path / "outside").mkdir()
-    child = get_context("spawn").Process(target=_die, args=(tmp_path, point, how))
+    child = get_context("spawn").Process(target=_die, args=(tmp_path, url, point, how))
     child.start()
     child.join()
     assert child.exitcode != 0
-    assert _file_once(Ledger(tmp_path, sleep=lambda _s: None), tmp_path) == "job-0"
+    assert _file_once(Ledger(tmp_path, url=url, sleep=lambda _s: None), tmp_path) == "job-0"
     assert len(list((tmp_path / "outside").iterdir())) == 1
 
 
-def test_closing_waits_for_a_create_under_way(tmp_path: Path) -> None:
+def test_closing_waits_for_a_create_under_way(tmp_path: Path, url: str | None) -> None:
     begun, go = threading.Event(), threading.Event()
     order: list[str] = []
 
@@ -278,11 +356,11 @@ def test_closing_waits_for_a_create_under_way(tmp_path: Path) -> None:
         return "job-1"
 
     def close() -> None:
-        Ledger(tmp_path).close("r1", "cancelled")
+        Ledger(tmp_path, url=url).close("r1", "cancelled")
         order.append("closed")
 
     work: list[Callable[[], object]] = [
-        lambda: Ledger(tmp_path).once("r1", "create", {}, find=lambda: Found(None), create=create),
+        lambda: Ledger(tmp_path, url=url).once("r1", "create", {}, find=lambda: Found(None), create=create),
         close,
     ]
     threads = [threading.Thread(target=target) for target in work]

@@ -76,6 +76,7 @@ class Hosted:
         self.ledger = Ledger(
             settings.data_dir,
             clock,
+            url=settings.database,
             sleep=sleep,
             settle_s=self._pace.request_s + self._pace.grace_s,
             grace_s=self._pace.grace_s,

@@ -7,7 +7,6 @@ dbos, so it is imported only where something runs.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import socket
 import sqlite3
 from collections import Counter
@@ -248,8 +247,3 @@ def run_of(workflow_id: str) -> str:
 def _go(workflow_id: str) -> int:
     number = workflow_id.partition("~")[2]
     return int(number) if number.isdigit() else 1
-
-
-def lock_key(name: str) -> int:
-    """A name as the 64-bit key of a PostgreSQL advisory lock."""
-    return int.from_bytes(hashlib.sha256(f"{APP}/{name}".encode()).digest()[:8], "big", signed=True)

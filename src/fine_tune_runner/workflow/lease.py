@@ -14,7 +14,8 @@ from collections.abc import Callable, Collection
 import psycopg
 
 from fine_tune_runner.errors import RunError
-from fine_tune_runner.workflow.database import Database, lock_key
+from fine_tune_runner.workflow.book import lock_key, plain
+from fine_tune_runner.workflow.database import Database
 from fine_tune_runner.workflow.engine import Patience
 
 BEAT_S = 1.0
@@ -65,8 +66,7 @@ class Lease:
             self._session.close()
 
     def _connect(self) -> psycopg.Connection:
-        url = self._database.url.replace("postgresql+psycopg://", "postgresql://")
-        session = psycopg.connect(url, autocommit=True, connect_timeout=5)
+        session = psycopg.connect(plain(self._database.url), autocommit=True, connect_timeout=5)
         session.execute(f"SET idle_session_timeout = {int(self._patience.hang_s * 1000)}")
         row = session.execute("SELECT pg_try_advisory_lock(%s)", (lock_key(self._executor_id),)).fetchone()
         if row is None or not row[0]:

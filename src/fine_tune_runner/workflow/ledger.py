@@ -1,14 +1,13 @@
 """The effect ledger: what was asked and paid for, so that no crash makes an outside effect twice.
 
 Intent, fsync, call, done with the provider's id; find before create, always (facts/durability.md, "Money").
-SQLite at `{data_dir}/.fine-tune/ledger.sqlite`. It knows no provider: finding and creating are handed over.
+Where it is kept: book.py. It knows no provider: finding and creating are handed over.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -18,18 +17,18 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from fine_tune_runner.errors import ProviderError, RunError, RunnerError
-from fine_tune_runner.files import locked
 from fine_tune_runner.types import Clock
+from fine_tune_runner.workflow.book import Execute, book
 
 LOCK_WAIT_S = 900.0  # longer than a create with its grace takes
 TRIES = 4
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS effects (
-    key TEXT PRIMARY KEY, run_id TEXT NOT NULL, step TEXT NOT NULL, request_sha256 TEXT NOT NULL,
-    state TEXT NOT NULL CHECK (state IN ('intent', 'done')), provider_id TEXT,
-    intent_at TEXT NOT NULL, done_at TEXT);
-CREATE TABLE IF NOT EXISTS closed (run_id TEXT PRIMARY KEY, reason TEXT NOT NULL, at TEXT NOT NULL);
-"""
+TABLES = (
+    "CREATE TABLE IF NOT EXISTS effects ("
+    "key TEXT PRIMARY KEY, run_id TEXT NOT NULL, step TEXT NOT NULL, request_sha256 TEXT NOT NULL, "
+    "state TEXT NOT NULL CHECK (state IN ('intent', 'done')), provider_id TEXT, "
+    "intent_at TEXT NOT NULL, done_at TEXT)",
+    "CREATE TABLE IF NOT EXISTS closed (run_id TEXT PRIMARY KEY, reason TEXT NOT NULL, at TEXT NOT NULL)",
+)
 
 
 class Unanswered(ProviderError):
@@ -90,7 +89,8 @@ def wait_s(attempt: int, busy: Busy | None = None) -> float:
 class Ledger:
     """Runs each outside effect once, also over crashes, in several processes, and with the ledger lost.
 
-    `settle_s` is the request timeout and a grace: so long after an intent its call may still take effect.
+    `url` None keeps it in SQLite beside the data, else in that PostgreSQL. `settle_s` is the request timeout
+    and a grace: so long after an intent its call may still take effect.
     `crash_point` is called between the effects; tests end the process there.
     """
 
@@ -99,12 +99,13 @@ class Ledger:
         data_dir: Path,
         clock: Clock = lambda: datetime.now(UTC),
         *,
+        url: str | None = None,
         sleep: Callable[[float], None] = time.sleep,
         settle_s: float = 0.0,
         grace_s: float = 10.0,
         crash_point: Callable[[str], None] = lambda _point: None,
     ) -> None:
-        self._folder = data_dir / ".fine-tune"
+        self._book = book(data_dir / ".fine-tune", url)
         self._clock = clock
         self._sleep = sleep
         self._settle = timedelta(seconds=settle_s)
@@ -152,9 +153,12 @@ class Ledger:
 
     def close(self, run_id: str, reason: str) -> None:
         """Let no more effects of this run begin, and wait until those that are under way have ended."""
-        with self._open() as database:
-            database.execute(
-                "INSERT OR IGNORE INTO closed VALUES (?, ?, ?)", (run_id, reason, self._clock().isoformat())
+        with self._open() as execute:
+            execute(
+                "INSERT INTO closed VALUES (:run_id, :reason, :at) ON CONFLICT DO NOTHING",
+                run_id=run_id,
+                reason=reason,
+                at=self._clock().isoformat(),
             )
         for effect in self.effects(run_id):
             with self._locked(run_id, effect.step):
@@ -162,30 +166,28 @@ class Ledger:
 
     def closed(self, run_id: str) -> str | None:
         """Why a run was closed, None where it was not."""
-        with self._open() as database:
-            return _reason(database, run_id)
+        with self._open() as execute:
+            return _reason(execute, run_id)
 
     def erase(self, mine: Callable[[str], bool]) -> None:
         """Take the runs that are `mine`, by their ids, off the record for good, and their locks with them."""
-        if (self._folder / "ledger.sqlite").is_file():
-            with self._open() as database:
-                rows = database.execute(
-                    "SELECT run_id FROM effects UNION SELECT run_id FROM closed"
-                ).fetchall()
-                gone = [(row["run_id"],) for row in rows if mine(row["run_id"])]
-                database.executemany("DELETE FROM effects WHERE run_id = ?", gone)
-                database.executemany("DELETE FROM closed WHERE run_id = ?", gone)
-        for lock in (self._folder / "locks").glob("*"):
-            if mine(lock.name.rpartition(".")[0]):
-                lock.unlink(missing_ok=True)
+        if self._book.exists():
+            with self._open() as execute:
+                rows = execute("SELECT run_id FROM effects UNION SELECT run_id FROM closed")
+                for run_id in (row["run_id"] for row in rows if mine(row["run_id"])):
+                    execute("DELETE FROM effects WHERE run_id = :run_id", run_id=run_id)
+                    execute("DELETE FROM closed WHERE run_id = :run_id", run_id=run_id)
+        self._book.forget(mine)
 
     def effects(self, run_id: str | None = None) -> list[Effect]:
         """Every effect on record, or those of one run, oldest first."""
-        with self._open() as database:
-            rows = database.execute(
-                "SELECT * FROM effects WHERE ?1 IS NULL OR run_id = ?1 ORDER BY intent_at", (run_id,)
-            ).fetchall()
-        return [msgspec.convert(dict(row), Effect, strict=False) for row in rows]
+        with self._open() as execute:
+            rows = execute(
+                "SELECT * FROM effects WHERE CAST(:run_id AS TEXT) IS NULL OR run_id = :run_id "
+                "ORDER BY intent_at",
+                run_id=run_id,
+            )
+        return msgspec.convert(rows, list[Effect], strict=False)
 
     def _create(
         self, create: Callable[[], str], row: _Row, doubt: bool
@@ -210,7 +212,9 @@ class Ledger:
         """Two looks once a call in doubt can no longer take effect; only whole ones mean "nothing"."""
         intent = self._effect(row.run_id, row.step)
         if intent is not None:
-            self._sleep(max(0.0, (intent.intent_at + self._settle - self._clock()).total_seconds()))
+            left = intent.intent_at + self._settle - self._clock()
+            # No more than all of it, even where the clock was set back since.
+            self._sleep(max(0.0, min(left, self._settle).total_seconds()))
         for pause in (self._grace_s, 0.0):
             found = find()
             if found.id is not None:
@@ -226,34 +230,39 @@ class Ledger:
 
     def _intend(self, row: _Row) -> None:
         """Write the intent unless the run was closed; both in one transaction, so that `close` sees it."""
-        with self._open() as database:
-            reason = _reason(database, row.run_id)
+        with self._open() as execute:
+            reason = _reason(execute, row.run_id)
             if reason is not None:
                 raise RunError(
                     f"run {row.run_id} is at its end ({reason}); nothing was sent. "
                     "Start a new attempt with --again"
                 )
-            database.execute(
-                "INSERT INTO effects VALUES (?, ?, ?, ?, 'intent', NULL, ?, NULL) "
+            execute(
+                "INSERT INTO effects "
+                "VALUES (:key, :run_id, :step, :request_sha256, 'intent', NULL, :at, NULL) "
                 "ON CONFLICT (key) DO UPDATE SET intent_at = excluded.intent_at",
-                (*row, self._clock().isoformat()),
+                **row._asdict(),
+                at=self._clock().isoformat(),
             )
 
     def _done(self, row: _Row, provider_id: str) -> None:
-        with self._open() as database:
-            database.execute(
-                "INSERT INTO effects VALUES (?1, ?2, ?3, ?4, 'done', ?5, ?6, ?6) "
-                "ON CONFLICT (key) DO UPDATE SET state = 'done', provider_id = ?5, done_at = ?6",
-                (*row, provider_id, self._clock().isoformat()),
+        with self._open() as execute:
+            execute(
+                "INSERT INTO effects VALUES (:key, :run_id, :step, :request_sha256, 'done', :made, :at, :at) "
+                "ON CONFLICT (key) DO UPDATE SET state = 'done', provider_id = :made, done_at = :at",
+                **row._asdict(),
+                made=provider_id,
+                at=self._clock().isoformat(),
             )
-            database.execute(
-                "DELETE FROM effects WHERE run_id = ? AND step = ? AND state = 'intent'",
-                (row.run_id, row.step),
+            execute(
+                "DELETE FROM effects WHERE run_id = :run_id AND step = :step AND state = 'intent'",
+                run_id=row.run_id,
+                step=row.step,
             )
 
     def _withdraw(self, key: str) -> None:
-        with self._open() as database:
-            database.execute("DELETE FROM effects WHERE key = ? AND state = 'intent'", (key,))
+        with self._open() as execute:
+            execute("DELETE FROM effects WHERE key = :key AND state = 'intent'", key=key)
 
     def _effect(self, run_id: str, step: str) -> Effect | None:
         """The newest effect of a run's step: a run has one of each, even where its request was changed."""
@@ -261,40 +270,21 @@ class Ledger:
 
     @contextlib.contextmanager
     def _locked(self, run_id: str, step: str) -> Iterator[None]:
-        self._make_folder()
-        locks = self._folder / "locks"
-        locks.mkdir(exist_ok=True)
         try:
-            with locked(locks / f"{run_id}.{step}", wait_s=LOCK_WAIT_S):
+            with self._book.held(f"{run_id}.{step}", LOCK_WAIT_S):
                 yield
         except BlockingIOError as error:
-            raise RunError(f"{step}: process {error} is doing it; wait for it, or end it") from None
+            raise RunError(f"{step}: {error} is doing it; wait for it, or end it") from None
 
     @contextlib.contextmanager
-    def _open(self) -> Iterator[sqlite3.Connection]:
-        """One transaction, on the disk when it ends."""
-        self._make_folder()
-        path = self._folder / "ledger.sqlite"
-        try:
-            with contextlib.closing(sqlite3.connect(path, timeout=60, isolation_level=None)) as database:
-                database.row_factory = sqlite3.Row
-                database.execute("PRAGMA synchronous = FULL")
-                database.execute("PRAGMA secure_delete = ON")  # what is erased is overwritten
-                database.executescript(SCHEMA)
-                database.execute("BEGIN IMMEDIATE")
-                yield database
-                database.execute("COMMIT")
-        except sqlite3.DatabaseError as error:
-            raise RunError(
-                f"{path}: {error}; see to space and permissions. A broken ledger may be moved away: what was "
-                "paid for is looked up at the provider before anything is created"
-            ) from None
-
-    def _make_folder(self) -> None:
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._folder.chmod(0o700)  # it may be there already, made by somebody less careful
+    def _open(self) -> Iterator[Execute]:
+        """One transaction on tables that are there."""
+        with self._book.transaction() as execute:
+            for table in TABLES:
+                execute(table)
+            yield execute
 
 
-def _reason(database: sqlite3.Connection, run_id: str) -> str | None:
-    row = database.execute("SELECT reason FROM closed WHERE run_id = ?", (run_id,)).fetchone()
-    return None if row is None else str(row["reason"])
+def _reason(execute: Execute, run_id: str) -> str | None:
+    rows = execute("SELECT reason FROM closed WHERE run_id = :run_id", run_id=run_id)
+    return str(rows[0]["reason"]) if rows else None

@@ -274,6 +274,8 @@ def outcome(context: StepContext) -> Iterator[None]:
         raise
     except DatabaseAway:
         raise  # no end of the run: it goes on when the database is back
+    except DatabaseAway:
+        raise  # no end of the run: it goes on when the database is back
     except RunnerError as error:
         with contextlib.suppress(OSError):
             context.emit("run failed", code=error.code, message=str(error))
