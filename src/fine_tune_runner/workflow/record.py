@@ -24,6 +24,7 @@ from fine_tune_runner.workflow.engine import Event, RunState
 T = TypeVar("T")
 GENESIS = "0" * 64
 NAME = re.compile(r"[a-z0-9-]+")
+OWNED = re.compile(r"(.+)-v[0-9]+-[ab]-[0-9a-f]{8}-[0-9]+")  # names its client's folder; else all are looked at
 # The last event of a run that nobody holds → its state; any other one means `interrupted`.
 ENDS = {
     "run finished": "finished",
@@ -54,9 +55,9 @@ class Record:
 
     def find(self, run_id: str) -> RunState:
         """The state of one run; RunError where there is none of that name."""
-        if not NAME.fullmatch(run_id) or not (
-            found := list(self._data_dir.glob(f"*/runs/{run_id}/run.json"))
-        ):
+        owner = OWNED.fullmatch(run_id)
+        where = f"{owner[1] if owner else '*'}/runs/{run_id}/run.json"
+        if not NAME.fullmatch(run_id) or not (found := list(self._data_dir.glob(where))):
             raise RunError(f"run {run_id!r} is unknown; `fine-tune status` lists clients and their runs")
         return _state(found[0].parent)
 
@@ -272,8 +273,6 @@ def outcome(context: StepContext) -> Iterator[None]:
     except NeedsApproval:
         context.emit("approval needed")
         raise
-    except DatabaseAway:
-        raise  # no end of the run: it goes on when the database is back
     except DatabaseAway:
         raise  # no end of the run: it goes on when the database is back
     except RunnerError as error:
