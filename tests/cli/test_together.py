@@ -20,7 +20,8 @@ def add_client(place: Workplace, client_id: str, rows: int, **changes: Any) -> P
     """Another client of the workplace, with so many rows."""
     folder = place.data / client_id
     folder.mkdir()
-    config = place.config | {"client_id": client_id, "client_name": client_id.upper()} | changes
+    named = {"client_id": client_id, "client_name": client_id.upper()}
+    config = place.config | named | {"eval": {"max_tokens": 8, "answers": 1}} | changes
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "account_state.json").write_text(json.dumps({"version": "1.0.0", "system_prompt": PROMPT}))
     write_version(folder, 1, train_rows(rows))
@@ -138,7 +139,7 @@ def test_latest_is_the_highest_version_with_both_files(place: Workplace) -> None
 
 
 def test_a_kill_in_mid_training_is_gone_on_with_by_every_client(place: Workplace) -> None:
-    add_all(place, training=place.config["training"] | {"epochs": 4})
+    add_all(place, training=place.config["training"] | {"epochs": 2})
     child = place.start(*words(*CLIENTS))
     wait_for(child, lambda: all(len(of(place, c, "train checkpoint")) >= 4 for c in CLIENTS))
     os.killpg(child.pid, signal.SIGKILL)

@@ -38,7 +38,7 @@ def company(
     """
     deadline = time.monotonic() + GATHER_S
     while True:
-        here, coming = _look(record, plan, database, context.run.run_id, step, queue)
+        here, coming = _look(record, plan, database, context, step, queue)
         if not coming or time.monotonic() > deadline:
             break
         context.check_cancelled()
@@ -56,7 +56,7 @@ def company(
 
 
 def _look(
-    record: Record, plan: Plan, database: Database, own: str, step: Step, queue: str
+    record: Record, plan: Plan, database: Database, context: StepContext, step: Step, queue: str
 ) -> tuple[list[Run], bool]:
     """The runs that wait for a step on its queue, and whether others are on their way to it."""
     live = database.live()
@@ -65,16 +65,20 @@ def _look(
         for workflow in live
         if "." in workflow.id.partition("~")[2]
     }
-    here, coming = [], False
-    for run_id in {run_of(workflow.id) for workflow in live} - {own}:
+    here, coming, clients = [], False, [context.run.client_id]
+    for run_id in sorted({run_of(workflow.id) for workflow in live} - {context.run.run_id}):
         try:
             state = record.find(run_id)
             todo = [one for one in plan(state.run) if one.name not in state.done]
         except RunnerError:
             continue
+        clients.append(state.run.client_id)
         wanted = [(one.name, one.place, one.label) == (step.name, step.place, step.label) for one in todo]
         if legs.get(run_id) == queue and wanted[:1] == [True]:
             here.append(state.run)
-        elif run_id not in legs and any(wanted) and state.pid is not None:
-            coming = True
+        elif run_id not in legs and any(wanted):
+            # Just queued, and not behind another run of its client, which goes first.
+            queued = state.updated_at is not None and clients.count(state.run.client_id) == 1
+            since = context.clock() - (state.updated_at or context.clock())
+            coming |= state.pid is not None or (queued and since.total_seconds() < GATHER_S)
     return here, coming
