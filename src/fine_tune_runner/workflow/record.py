@@ -11,8 +11,9 @@ import hashlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import msgspec
 
@@ -23,8 +24,9 @@ from fine_tune_runner.workflow.engine import Event, RunState
 
 T = TypeVar("T")
 GENESIS = "0" * 64
+END_BYTES = 8192  # of an events file: several of its lines
 NAME = re.compile(r"[a-z0-9-]+")
-OWNED = re.compile(r"(.+)-v[0-9]+-[ab]-[0-9a-f]{8}-[0-9]+")  # names its client's folder; else all are looked at
+OWNED = re.compile(r"(.+)-v[0-9]+-[ab]-[0-9a-f]{8}-[0-9]+")  # what names its client
 # The last event of a run that nobody holds → its state; any other one means `interrupted`.
 ENDS = {
     "run finished": "finished",
@@ -187,11 +189,12 @@ class StepContext:
         return digest
 
     def emit(self, event: str, **data: object) -> None:
-        """Append to `events.jsonl` and tell the listener."""
-        entry = Event(at=self.clock(), event=event, run_id=self.run.run_id, data=data)
-        with (self.run_dir / "events.jsonl").open("ab") as file:
+        """Append to `events.jsonl` and tell the listener; never earlier than the event before it."""
+        with (self.run_dir / "events.jsonl").open("a+b") as file:
+            torn, before = _end(file)
+            now = self.clock()
+            entry = Event(at=max(now, before or now), event=event, run_id=self.run.run_id, data=data)
             # One write a line, begun on a line of its own: a crash may have torn the one before.
-            torn = file.tell() > 0 and not _ends_in_newline(self.run_dir / "events.jsonl")
             file.write((b"\n" if torn else b"") + msgspec.json.encode(entry) + b"\n")
         self._listener(entry)
 
@@ -353,10 +356,14 @@ def _chain(folder: Path) -> list[tuple[StepRecord, str]]:
     return records
 
 
-def _ends_in_newline(path: Path) -> bool:
-    with path.open("rb") as file:
-        file.seek(-1, 2)
-        return file.read(1) == b"\n"
+def _end(file: BinaryIO) -> tuple[bool, datetime | None]:
+    """Whether the last line of an events file is torn, and when the last whole event near it was."""
+    file.seek(max(0, file.seek(0, 2) - END_BYTES))
+    data = file.read()
+    for line in reversed(data.splitlines()):
+        with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
+            return not data.endswith(b"\n"), msgspec.json.decode(line, type=Event).at
+    return bool(data) and not data.endswith(b"\n"), None
 
 
 def _pretty(value: object) -> bytes:
