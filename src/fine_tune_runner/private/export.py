@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from fine_tune_runner.errors import TrainingError
+from fine_tune_runner.files import publish
 from fine_tune_runner.private.adapter import AdapterWeights, read_adapter
 from fine_tune_runner.private.llama_layout import MODULES, heads_of, permute
 from fine_tune_runner.types import Dataset, Run
@@ -55,7 +56,8 @@ def export_adapter(adapter: Path, base_dir: Path, target: Path, metadata: Mappin
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return part.replace(target)
+    publish(part, target)
+    return target
 
 
 def _add_tensors(writer: Any, weights: AdapterWeights, heads: Mapping[str, int]) -> None:

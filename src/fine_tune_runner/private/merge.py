@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fine_tune_runner.errors import ConfigError, TrainingError
-from fine_tune_runner.files import fsync_dir, sha256_file
+from fine_tune_runner.files import publish, sha256_file
 from fine_tune_runner.private.adapter import AdapterWeights, Pair, read_adapter
 from fine_tune_runner.private.base_tensors import Rows, copied_piece, encoded_piece
 from fine_tune_runner.private.gguf_base import OpenBase, open_base
@@ -150,8 +150,7 @@ def _quantized(source: Path, target: Path, quantization: str, quantizer: str) ->
                 f"{quantizer} failed on {target.name}: {last}; set base_model.quantization to Q8_0"
             )
         digest = sha256_file(part)
-        part.replace(target)
-        fsync_dir(target.parent)
+        publish(part, target)
         return digest
     finally:
         part.unlink(missing_ok=True)
