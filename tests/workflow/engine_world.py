@@ -93,6 +93,23 @@ def slowly(context: RunContext) -> None:
         time.sleep(0.05)
 
 
+def checkpointed(context: RunContext) -> None:
+    """Forty training steps; each is on disk before the next, and one that is there is not done again."""
+    path = context.attempt_dir / "done.txt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    for number in range(len(path.read_text().split()) + 1, 41):
+        context.check_cancelled()
+        time.sleep(0.05)
+        with path.open("a") as file:
+            file.write(f"{number}\n")
+
+
+def awhile(context: RunContext) -> None:
+    """A step that lasts longer than a short outage."""
+    time.sleep(4)
+
+
 def briefly(context: RunContext) -> None:
     """A step during which others look on."""
     time.sleep(0.5)
@@ -151,13 +168,26 @@ def work(folder: Path, steps: Steps, url: str) -> None:
     told.work(stopped)
 
 
+def older_engine() -> None:
+    """Be a process that another patch of dbos was installed for: that number is what it would hash."""
+    from dbos._utils import GlobalParams
+
+    GlobalParams.dbos_version = "3.0.1"
+    print(f"dbos {GlobalParams.dbos_version}", flush=True)
+
+
 def main(folder: Path, what: str, client: str = "hre") -> None:
     """`slow`: a run whose training lasts a minute; `die`: one that ends the process in mid-training."""
-    if what in ("work", "work-slow"):
-        work(folder, Steps(folder, train=slowly if what == "work-slow" else briefly), client)
+    trains = {"work": briefly, "work-slow": slowly, "work-awhile": awhile}
+    if what in trains:
+        work(folder, Steps(folder, train=trains[what]), client)
         return
+    if what == "older":
+        older_engine()
     steps = {
         "slow": Steps(folder, train=slowly),
+        "older": Steps(folder, train=slowly),
+        "checkpointed": Steps(folder, train=checkpointed),
         "die": Steps(folder, train=lambda context: os._exit(9)),
         "quick": Steps(folder),
     }[what]

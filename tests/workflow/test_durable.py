@@ -137,16 +137,6 @@ def test_what_belongs_to_another_version_is_named_and_left_alone(tmp_path: Path)
     assert ran(tmp_path).count(f"{RUN} train") == 1
 
 
-def test_a_step_added_by_a_deploy_strands_no_run(tmp_path: Path) -> None:
-    died(tmp_path)
-    steps = Steps(tmp_path)
-    steps.names[1:1] = [("inspect", "evaluate")]
-    engine(tmp_path, steps).run(a_run())
-    assert ran(tmp_path)[2:] == [f"{RUN} {name}" for name in ("train", "inspect", "score", "promote")] or ran(
-        tmp_path
-    )[2:] == [f"{RUN} {name}" for name in ("inspect", "train", "score", "promote")]
-
-
 def test_an_error_of_a_step_is_raised_on_record_and_can_be_gone_on_from(tmp_path: Path) -> None:
     def fault(context: RunContext) -> None:
         raise DataError("row 7 is wrong")
