@@ -36,6 +36,7 @@ LAYERS = {
     "workflow": 4,
     "evaluation": 5,
     "hosted": 5,
+    "observe": 5,
     "private": 5,
     "sample": 5,
     "alerts": 6,

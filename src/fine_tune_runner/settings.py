@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import unquote
 
 import msgspec
 
@@ -144,6 +145,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     poll_s: float = 60.0  # seconds between two looks at a hosted job
     database_url: Secret | None = None  # of the engine; None: SQLite beside the data
     notify: dict[str, Secret] = {}  # FINE_TUNE_NOTIFY_… by name, for `notify` of a config.json
+    otlp_endpoint: str | None = None  # where worker and watch send spans; None: nowhere
+    otlp_headers: dict[str, Secret] | None = None
     sources: dict[str, str]
 
     @property
@@ -235,6 +238,17 @@ def _headers(text: str) -> dict[str, Secret]:
     return found
 
 
+def _otlp_headers(text: str) -> dict[str, Secret]:
+    """`name=value,name=value`, values percent-encoded (opentelemetry.io, OTLP exporter configuration)."""
+    found: dict[str, Secret] = {}
+    for pair in filter(None, (part.strip() for part in text.split(","))):
+        name, sign, value = pair.partition("=")
+        if not sign or not re.fullmatch(r"[A-Za-z0-9-]+", name.strip()):
+            raise ValueError("give `name=value`, several with , between, such as x-api-key=...")
+        found[name.strip()] = Secret(unquote(value.strip()))
+    return found
+
+
 def _database(text: str) -> Secret:
     if not re.match(r"postgres(ql)?://", text):
         raise ValueError("give a PostgreSQL address, such as postgresql://user@host/fine_tune")
@@ -254,9 +268,11 @@ FIELDS: tuple[tuple[str, str, str | None, Any], ...] = (
     ("tolerance", "EVAL_REGRESSION_TOLERANCE", "0.05", _tolerance),
     ("poll_s", "FINE_TUNE_POLL_INTERVAL", "60", _seconds),
     ("database_url", "FINE_TUNE_DATABASE_URL", None, _database),
+    ("otlp_endpoint", "OTEL_EXPORTER_OTLP_ENDPOINT", None, web_address),
+    ("otlp_headers", "OTEL_EXPORTER_OTLP_HEADERS", None, _otlp_headers),
 )
 # What may hold a password or a key is not repeated where it is wrong.
-NOT_ECHOED = (_key, _headers, _database, web_address, ollama_address)
+NOT_ECHOED = (_key, _headers, _otlp_headers, _database, web_address, ollama_address)
 
 
 def load_settings(env: Mapping[str, str], cwd: Path | None = None) -> Settings:

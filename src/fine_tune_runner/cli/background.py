@@ -1,13 +1,21 @@
-"""Runs that are done in the background of a command: their events as lines, alerts for those that ended."""
+"""Runs that are done in the background of a command: their events as lines, alerts for those that ended.
+
+What operators asked for beside that hears the same events: log lines, spans, metrics.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
+import click
+
 from fine_tune_runner.alerts import ENDS
-from fine_tune_runner.cli.common import echo, echo_json
+from fine_tune_runner.cli.common import Command, echo, echo_json, notice
+from fine_tune_runner.observe.log import Log
 from fine_tune_runner.runner import FineTuneRunner
 from fine_tune_runner.workflow.engine import Event
 
@@ -43,3 +51,40 @@ def do_runs(
         return stop.is_set()
 
     line.engine.work(stopped, listener=say, **words)
+
+
+def log_option(command: Command) -> Command:
+    """`--log-json FILE`."""
+    return click.option(
+        "--log-json",
+        "log",
+        type=click.Path(dir_okay=False, path_type=Path),
+        callback=lambda _ctx, _param, path: None if path is None else Log(path, notice),
+        metavar="FILE",
+        help="Append each event as a JSON line with run, client and step; /dev/stderr is a file too.",
+    )(command)
+
+
+@contextlib.contextmanager
+def observed(
+    line: FineTuneRunner, log: Log | None, metrics_at: tuple[str, int] | None = None
+) -> Iterator[Callable[[Event], None]]:
+    """What is to hear every event for whoever was asked for: a log, the OTLP endpoint, Prometheus."""
+    with contextlib.ExitStack() as stack:
+        heard: list[Callable[[Event], None]] = [] if log is None else [log]
+        if line.settings.otlp_endpoint is not None:
+            from fine_tune_runner.observe.spans import Spans
+
+            spans = Spans(line.settings, line.engine.events, notice)
+            stack.callback(spans.close)
+            heard.append(spans)
+        if metrics_at is not None:
+            from fine_tune_runner.observe.metrics import metrics
+
+            heard.append(stack.enter_context(metrics(line.engine, *metrics_at)))
+
+        def hear(event: Event) -> None:
+            for one in heard:
+                one(event)
+
+        yield hear

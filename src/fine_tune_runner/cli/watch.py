@@ -14,10 +14,11 @@ from pathlib import Path
 
 import click
 
-from fine_tune_runner.cli.background import do_runs
+from fine_tune_runner.cli.background import do_runs, log_option, observed
 from fine_tune_runner.cli.common import echo, echo_json, json_option, notice, poll_option, runner
 from fine_tune_runner.errors import ConfigError, MissingModel, RunError, RunnerError
 from fine_tune_runner.files import locked
+from fine_tune_runner.observe.log import Log
 from fine_tune_runner.policy.guard import vouched
 from fine_tune_runner.runner import FineTuneRunner
 from fine_tune_runner.settings import Settings, load_client
@@ -50,10 +51,11 @@ def _seconds(_ctx: click.Context, _param: click.Parameter, value: str) -> float:
     help="How long files that were not put there by a rename must be unchanged.",
 )
 @click.option("--once", is_flag=True, help="Look once, leave what is ready to a worker, and end.")
+@log_option
 @poll_option
 @json_option
 def watch_command(
-    client_id: str | None, settle: float, once: bool, poll_s: float | None, as_json: bool
+    client_id: str | None, settle: float, once: bool, log: Log | None, poll_s: float | None, as_json: bool
 ) -> int:
     """Submit each version as soon as it is ready, once, until Ctrl-C or SIGTERM.
 
@@ -81,6 +83,10 @@ def watch_command(
     def say(client: str, said: Say) -> None:
         if said.event in WRONG:
             wrong.append(client)
+        if log is not None:
+            ids = {"version": said.version, "run_id": said.run_id, "missing": said.missing}
+            known = {name: value for name, value in ids.items() if value is not None}
+            log.write({"at": line.clock(), "event": said.event, "client": client, **known})
         _print(line, client, said, as_json)
 
     line = runner(poll_s)
@@ -104,8 +110,14 @@ def watch_command(
             return int(bool(wrong))
         folder = line.settings.data_dir
         echo(f"Watching {len(client_folders(folder))} clients in {folder}; stop it with Ctrl-C", err=True)
-        with _working(line, stop, as_json, watch.heard):
-            watch.run(changes(folder, stop, notice))
+        with observed(line, log) as told:
+
+            def hear(event: Event) -> None:
+                watch.heard(event)
+                told(event)
+
+            with _working(line, stop, as_json, hear):
+                watch.run(changes(folder, stop, notice))
     return 0
 
 

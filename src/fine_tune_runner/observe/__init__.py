@@ -1,0 +1,1 @@
+"""What operators see of runs beside their record: log lines, spans, metrics; each listens to the engine."""
