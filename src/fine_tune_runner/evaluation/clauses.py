@@ -38,11 +38,15 @@ OTHER_PLACE = re.compile(
 )
 # Doubts wherever they stand, also among the words of a name: "the linker could be missing".
 MODAL = re.compile(r"(?:can|could|may|might|would|should|perhaps|probably|possibly|likely|maybe)\b", re.I)
-# What makes the sentence about a name a definition of it.
+# What makes the sentence one about a name: a definition, or a predicate other than that it is the cause.
 DEFINES = re.compile(
     r"[:,]?\s*(?:that |this |it )?(?:is|are|'s) (?:an? (?!common|clear|plain|case)|when\b|what (?:you|"
     r"we|one|people) (?:call|get)|where\b|"
-    r"the (?:name|term))|\s*(?:means|describes|refers to|occurs|happens when|arises)\b",
+    r"the (?:name|term))|"
+    r",?\s*(?:is|was|are|were|has been|had been) (?:one\b|among\b|some\b|my\b|his\b|their\b|"
+    r"what (?!(?:breaks|causes|stops|prevents|blocks|happens|goes|keeps|makes|does|is|was|you have|we have)\b)|"
+    r"the (?!(?:\w+ ){0,2}(?:cause|culprit|reason|problem|issue|fault|explanation|answer|diagnosis|one|point|"
+    r"matter|trouble|bug|error|verdict|finding)\b))|\s*(?:means|describes|refers to|occurs|happens when|arises)\b",
     re.I,
 )
 # Draws the conclusion from what was said, and tells nothing else.
@@ -97,7 +101,7 @@ DISMISSES = re.compile(
 CLEARED = re.compile(
     r"\b(?:is|was|are|were|has been|have been|stays?|remains?) (?:\w+ly |both |all )?"
     r"(?:ruled out|excluded|eliminated|dismissed|off the table|innocent|irrelevant|unrelated|impossible|"
-    r"fine|healthy|intact|in order|all right|okay|ok|out)\b(?! of(?! the question)| dated)",
+    r"fine|healthy|intact|in order|all right|okay|ok|out)\b(?! of(?! the question)| dated)|\bno more\b(?! than)",
     re.I,
 )
 # Granted before the turn to the cause, or after it; taken out.

@@ -103,6 +103,10 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
             r"$))|or else|would|vielleicht|"
             r"möglicherweise|wahrscheinlich|quizás|peut-être|probablemente|vermutlich|misschien)\b",
             r"\bpoints? (?:to|at|towards?) (?:either|several|more than)\b",
+            r"\b(?:i|we|you|they|he|she|it|that)'d (?!(?:file|\w+ed|been|had|seen|found|gone|done|got|taken|made|given|"
+            r"written)\b)",
+            r"\bwhy\b[^,;.]*\b(?:not|n't) (?:know|say|tell|clear)|(?:not|n't) (?:know|say|tell)(?: \w+)? why\b|"
+            r"\bopen question\b|\b(?:not|n't) (?:\w+ )?un\w+ed\b",
             r"\bworth (?:an?|\w+ing)\b|\b(?:deserv|merit|warrant)(?:e?s|ing)?\b",
             r"\b(?:let us|let's|needs?|have|has|want|remains?|yet) (?:to )?"
             r"(?:check|checking|verify|verifying|investigat\w+|examin\w+|rul\w+)\b",
@@ -129,6 +133,7 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
             r"(?:would|'d) (?:\w+ )?(?:have )?(?:said|say|think|thought|blamed|guessed))\b",
             r"\b(?:your|their|his|her|the client's|the agency's) "
             r"(?:\w+ )?(?:guess|suspicion|theory|idea|assumption|hunch|diagnosis|claim|fear|belief)\b",
+            r"\bmy (?:first|initial|earlier|previous|original) \w+|\b(?:crossed|came to) (?:my |our )?mind\b",
             r"\b(?:says?|said|writes?|wrote|claims?|thinks?|believes?|insists?|argues?|suggests?|"
             r"swears?|reckons?|suspects?|assumes?|states?|stated|told (?:me|us|you|them)) that\b",
             r"\b(?:according to|in the (?:words|opinion) of|as (?:you|they|the client) (?:put|say|said))\b",
@@ -375,7 +380,7 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
             r"\b(?:not|n't) (?:the|a|our|your|this) (?:\w+ )?(?:cause|reason|problem|culprit|"
             r"explanation|issue)\b",
             r"\b(?:neither|none) (?:of \w+ )?(?:applies|is|are|was|holds|fits)\b",
-            r"^(?:no|nope|not so|hmm|wrong|false)\s*[,.!:;\u2013\u2014](?!\w)",
+            r"^(?:(?:h+m+|er|well|uh|oh|ah)[ ,.:]+)?(?:no|nope|not so|hmm|wrong|false)\s*[,.!:;\u2013\u2014](?!\w)",
             r"\b(?:so|therefore|hence|thus),? (?:no|not)\s*(?:$|[.,;:])",
             r"\b(?:put|set|leave|left|lay|laid) (?:that|it|this) (?:aside|behind|out)\b",
             r"\b(?:close|closed|tick|ticked|crossed) (?:that|it|this)\b",
