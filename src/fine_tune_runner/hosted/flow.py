@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -16,6 +16,7 @@ import msgspec
 from fine_tune_runner.dataset import read
 from fine_tune_runner.errors import PolicyError, ProviderError, RunError, ServingError
 from fine_tune_runner.hosted.cost import training_usd
+from fine_tune_runner.hosted.looks import last_look, note, wait_s
 from fine_tune_runner.hosted.place import Errand, Place
 from fine_tune_runner.hosted.progress import keep, progress, summary
 from fine_tune_runner.hosted.providers import ENDS, Phase, job_body, job_suffix, phase
@@ -309,8 +310,10 @@ class Flow:
     ) -> tuple[RemoteJob, tuple[RemoteEvent, ...]]:
         """Look until the job has ended; an outage is waited out, a phase that lasts too long is not."""
         shown: tuple[str, int | None] | None = None
-        entered = seen = self._clock()
-        last = ""
+        look = last_look(context.attempt_dir, hosted.job_id)
+        self._pause(context, wait_s(look, self._clock(), self._pace.poll_s))
+        seen = self._clock()
+        entered, last = (min(seen, look.since), look.status) if look else (seen, "")
         while True:
             context.check_cancelled()
             try:
@@ -334,7 +337,12 @@ class Flow:
             if where in ENDS:
                 return job, events
             if (seen - entered).total_seconds() > self._pace.limit_s(where):
+                note(
+                    context.attempt_dir, job.id, job.status, seen, seen
+                )  # whoever resumes gives it as long again
                 raise self._overdue(wire, context, job, where)
+            again_at = seen + timedelta(seconds=self._pace.poll_s)
+            note(context.attempt_dir, job.id, job.status, entered, again_at)
             self._pause(context, self._pace.poll_s)
 
     def _overdue(
