@@ -157,3 +157,11 @@ def test_an_attempt_that_was_begun_again_from_its_name_takes_no_later_number(des
     shutil.rmtree(desk.client / "runs" / first.run_id)
     desk.runner().start(desk.runner().named(first.run_id))
     assert desk.runner().submit("small", 2, again=True).run_id[-2:] == "-3"
+
+
+def test_a_run_at_its_end_is_not_queued_again(desk: Desk) -> None:
+    done = desk.runner().submit("small", 1)
+    runner = desk.runner()
+    runner.leave(runner.run_for(Request(client_id="small", version=1)), approved=True)
+    assert runner.engine.find(done.run_id).state == "finished"
+    assert not (desk.client / "runs" / done.run_id / "approved").exists()

@@ -208,7 +208,12 @@ class FineTuneRunner:
         return True
 
     def leave(self, run: Run, *, approved: bool = False) -> None:
-        """Leave a run to the workers and return at once; `approved` is a yes to what it costs."""
+        """Leave a run to the workers and return at once; `approved` is a yes to what it costs.
+
+        One that is at its end is left alone.
+        """
+        if run.run_id in (s.run.run_id for s in self.engine.runs(run.client_id) if s.state == "finished"):
+            return
         if approved:
             self.engine.approve(run)
         self.engine.enqueue(run)
