@@ -87,16 +87,16 @@ def confirm(yes: bool, before: Callable[[], None] = lambda: None) -> Confirm:
     def ask(estimates: Mapping[str, Estimate]) -> bool:
         if yes:
             return True
-        costs, them = _costs(estimates), "it" if len(estimates) == 1 else "them"
+        said, them = costs(estimates), "it" if len(estimates) == 1 else "them"
         if not interactive():
-            raise UsageError(f"{costs}; say --yes to start {them}")
+            raise UsageError(f"{said}; say --yes to start {them}")
         before()
-        return click.confirm(f"{costs[0].upper()}{costs[1:]}. Start {them}?")
+        return click.confirm(f"{said[0].upper()}{said[1:]}. Start {them}?")
 
     return ask
 
 
-def _costs(estimates: Mapping[str, Estimate]) -> str:
+def costs(estimates: Mapping[str, Estimate]) -> str:
     """What runs cost, in words; of several each one's price, and the sum of those that are known."""
     if len(estimates) == 1:
         return f"this run costs {money(next(iter(estimates.values())))}"
