@@ -337,9 +337,8 @@ class Flow:
             if where in ENDS:
                 return job, events
             if (seen - entered).total_seconds() > self._pace.limit_s(where):
-                note(
-                    context.attempt_dir, job.id, job.status, seen, seen
-                )  # whoever resumes gives it as long again
+                # Whoever resumes gives it as long again.
+                note(context.attempt_dir, job.id, job.status, seen, seen)
                 raise self._overdue(wire, context, job, where)
             again_at = seen + timedelta(seconds=self._pace.poll_s)
             note(context.attempt_dir, job.id, job.status, entered, again_at)
