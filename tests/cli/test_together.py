@@ -153,3 +153,20 @@ def test_a_kill_in_mid_training_is_gone_on_with_by_every_client(place: Workplace
         assert steps[0] >= 4, "training began from the start again"
         assert steps == list(range(steps[0], steps[0] + len(steps)))
         assert len(of(place, client_id, "train finished")) == 1
+
+
+def test_a_client_that_is_cancelled_and_forgotten_leaves_and_the_others_go_on(place: Workplace) -> None:
+    training = place.config["training"] | {"epochs": 12}
+    add_client(place, "ash", 52, training=training)
+    gone = add_client(place, "birch", 52, training=training)
+    child = place.start(*words("ash", "birch"))
+    wait_for(child, lambda: len(of(place, "birch", "train step")) >= 3)
+    assert place.run("cancel", next(gone.glob("runs/*")).name).code == 0
+    # Refused for as long as the shared process still trains it; a moment later nothing of it comes back.
+    assert any(place.run("forget", "--client", "birch", "--yes").code == 0 for _ in range(5))
+    result = finish(child)
+    assert result.code == 130
+    assert live(result) == ["ash"]
+    assert [data.get("together") for data in of(place, "ash", "train started")] == [2, None]
+    assert [data["step"] for data in of(place, "ash", "train step")] == list(range(1, 85))
+    assert not gone.exists()
