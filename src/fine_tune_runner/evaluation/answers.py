@@ -32,7 +32,7 @@ from fine_tune_runner.types import (
     ScoreCard,
 )
 
-SCORER_VERSION = "4"  # raise it with every change here or in the rules of recall that moves a score
+SCORER_VERSION = "5"  # raise it with every change here or in the rules of recall that moves a score
 RETRIES = 2
 SAMPLED = 200  # questions whose answers are held against references, where that decides nothing
 

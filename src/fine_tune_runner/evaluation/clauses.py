@@ -40,13 +40,16 @@ OTHER_PLACE = re.compile(
 MODAL = re.compile(r"(?:can|could|may|might|would|should|perhaps|probably|possibly|likely|maybe)\b", re.I)
 # What makes the sentence one about a name: a definition, or a predicate other than that it is the cause.
 DEFINES = re.compile(
-    r"[:,]?\s*(?:that |this |it )?(?:is|are|'s) (?:an? (?!common|clear|plain|case)|when\b|what (?:you|"
-    r"we|one|people) (?:call|get)|where\b|"
+    r"\s+(?:too|as well|likewise)\b|['\u2018\u201d]?[:,]?\s*(?:that |this |it )?(?:is|are|"
+    r"'s) (?:an? (?!common|clear|plain|case)|when\b|what (?:you|we|one|people) (?:call|get)|where\b|"
     r"the (?:name|term))|"
-    r",?\s*(?:is|was|are|were|has been|had been) (?:one\b|among\b|some\b|my\b|his\b|their\b|"
-    r"what (?!(?:breaks|causes|stops|prevents|blocks|happens|goes|keeps|makes|does|is|was|you have|we have)\b)|"
+    r"['\u2018\u201d]?,?\s*(?:is|was|are|were|has been|had been) (?:one\b|among\b|some\b|just\b|only\b|"
+    r"merely\b|all\b|how\b|my\b|his\b|their\b|"
+    r"what (?!(?:breaks|causes|stops|prevents|blocks|happens|goes|keeps|makes|does|is|was|you have|"
+    r"we have)\b)|"
     r"the (?!(?:\w+ ){0,2}(?:cause|culprit|reason|problem|issue|fault|explanation|answer|diagnosis|one|point|"
-    r"matter|trouble|bug|error|verdict|finding)\b))|\s*(?:means|describes|refers to|occurs|happens when|arises)\b",
+    r"matter|trouble|bug|error|verdict|finding)\b))|\s*(?:means|describes|refers to|occurs|happens when|"
+    r"arises)\b",
     re.I,
 )
 # Draws the conclusion from what was said, and tells nothing else.
@@ -97,11 +100,14 @@ TURN = re.compile(
 DISMISSES = re.compile(
     r"\b(?:it|this|that)(?:'s| is| was)(?: not| ?n't)\b|^neither\b.*\b(?:involved|it|at fault)\b", re.I
 )
+# Explains a part and leaves the rest: "explains scroll, but not purchases".
+PARTLY = re.compile(r"\b(?:explains?|accounts? for)\b[^.;]*\b(?:but|yet) (?:not|n't|hardly)\b", re.I)
 # Says of something unnamed that it is in order, or out of the question.
 CLEARED = re.compile(
     r"\b(?:is|was|are|were|has been|have been|stays?|remains?) (?:\w+ly |both |all )?"
     r"(?:ruled out|excluded|eliminated|dismissed|off the table|innocent|irrelevant|unrelated|impossible|"
-    r"fine|healthy|intact|in order|all right|okay|ok|out)\b(?! of(?! the question)| dated)|\bno more\b(?! than)",
+    r"fine|healthy|intact|in order|all right|okay|ok|out)\b(?! of(?! the question)| dated)|"
+    r"\bno more\b(?! than)",
     re.I,
 )
 # Granted before the turn to the cause, or after it; taken out.
@@ -121,8 +127,7 @@ OR_AFTER = re.compile(
 # Between the members of a list, and what makes a member a statement of its own.
 MEMBERS = re.compile(r"\s*[,;/+]\s+(?:and |or |plus )?|\s/\s|\s\+\s")
 STATES = re.compile(
-    r"\b(?:is|are|was|were|has|have|had|do|does|did|gets?|goes|fires?|stays?|works?|n't|not|nothing|never|"
-    r"\w+ed)\b",
+    r"\b(?:is|are|was|were|has|have|had|do|does|did|gets?|goes|fires?|stays?|works?|n't|not|nothing|never)\b",
     re.I,
 )
 # Where a clause ends for a denial that came before (a list "not X, Y and Z" stays one clause at "and").

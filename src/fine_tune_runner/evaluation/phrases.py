@@ -132,6 +132,8 @@ def _canonical(raw: str) -> str:
         return "no"
     if raw in _NOT or raw == "n't":
         return "not"
+    if raw in NOBODY:
+        return raw
     word = _SYNONYMS.get(raw, raw)
     for ending, rest in (("ies", "y"), ("ing", ""), ("ed", ""), ("es", ""), ("s", ""), ("e", "")):
         if word.endswith(ending) and len(word) - len(ending) >= 3 and word != "missing":

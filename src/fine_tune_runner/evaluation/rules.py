@@ -103,10 +103,10 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
             r"$))|or else|would|vielleicht|"
             r"möglicherweise|wahrscheinlich|quizás|peut-être|probablemente|vermutlich|misschien)\b",
             r"\bpoints? (?:to|at|towards?) (?:either|several|more than)\b",
-            r"\b(?:i|we|you|they|he|she|it|that)'d (?!(?:file|\w+ed|been|had|seen|found|gone|done|got|taken|made|given|"
-            r"written)\b)",
-            r"\bwhy\b[^,;.]*\b(?:not|n't) (?:know|say|tell|clear)|(?:not|n't) (?:know|say|tell)(?: \w+)? why\b|"
-            r"\bopen question\b|\b(?:not|n't) (?:\w+ )?un\w+ed\b",
+            r"\b(?:i|we|you|they|he|she|it|that)'d (?!(?:file|\w+ed|been|had|seen|found|gone|done|got|"
+            r"taken|made|given|written)\b)",
+            r"\bwhy\b[^,;.]*\b(?:not|n't) (?:know|say|tell|clear)|(?:not|n't) (?:know|say|"
+            r"tell)(?: \w+)? why\b|\bopen question\b|\b(?:not|n't) (?:\w+ )?un\w+ed\b",
             r"\bworth (?:an?|\w+ing)\b|\b(?:deserv|merit|warrant)(?:e?s|ing)?\b",
             r"\b(?:let us|let's|needs?|have|has|want|remains?|yet) (?:to )?"
             r"(?:check|checking|verify|verifying|investigat\w+|examin\w+|rul\w+)\b",
@@ -133,6 +133,8 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
             r"(?:would|'d) (?:\w+ )?(?:have )?(?:said|say|think|thought|blamed|guessed))\b",
             r"\b(?:your|their|his|her|the client's|the agency's) "
             r"(?:\w+ )?(?:guess|suspicion|theory|idea|assumption|hunch|diagnosis|claim|fear|belief)\b",
+            r", (?:claims?|says?|thinks?|writes?|believes?|reckons?|insists?|argues?|swears?) (?:the|your|"
+            r"an?)\b",
             r"\bmy (?:first|initial|earlier|previous|original) \w+|\b(?:crossed|came to) (?:my |our )?mind\b",
             r"\b(?:says?|said|writes?|wrote|claims?|thinks?|believes?|insists?|argues?|suggests?|"
             r"swears?|reckons?|suspects?|assumes?|states?|stated|told (?:me|us|you|them)) that\b",
@@ -181,6 +183,8 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
             r"september|october|november|december)|already (?:been )?(?:fixed|solved|resolved|repaired|"
             r"corrected)|in v\d+)\b",
             r"^(?:before|until|prior to|when|back)\b[^;]*\b(?:was|were|had|did)\b",
+            r"\b(?:was|were|got|has been|have been) (?:then |since |later )?"
+            r"(?:corrected|fixed|repaired|solved|resolved|put right)\b|\bthe (?:old|former|other) pages?\b",
             r"\b(?:separate|unrelated) (?:app|issue|problem|matter|question|thing|topic|tag|system|"
             r"account|site)\b",
             r"\b(?:until|till) (?:last|then|recently|yesterday|\d|january|february|march|april|may|june|july|"
@@ -232,7 +236,7 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
             r"mistaken)\b",
             r"\b(?:(?:i|we) (?:withdraw|retract|take (?:that|it|this) back)|(?:another|a different) "
             r"(?:story|matter)|not what (?:happens|happened|i see|we see|the (?:data|logs?) (?:say|"
-            r"show)\w*)|scrap that|"
+            r"show)\w*)|scrap (?:that|it|this)|"
             r"scratch that|on second thoughts?|i was wrong|i stand corrected|correction|no, wait|wait, no|"
             r"(?:strike|cross) (?:that|it|this)(?: out)?|forget that|take that back|disregard)\b",
             r"\b(?:that|this|it|which|the above|this diagnosis|that diagnosis|this answer|this statement|"
@@ -292,6 +296,8 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
             r"argues against|evidence against|against|free of|cleared|myth|sworn|instead|"
             r"with the exception of|except(?:ing|ed)|save for|barring|aside from|everything but|all but|"
             r"short of|leaving out|ruled_out|excluded)\b",
+            r"\b(?:more|less) than (?:just )?(?:an?|the)\b|"
+            r"^(?:beyond|besides|on top of|in addition to|next to|alongside)\b",
         ),
     ),
     (
@@ -299,7 +305,7 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
         "denies the cause named before it in the clause",
         (
             r"\b(?:explain|cause|trigger|produce|change)s? (?:nothing|little|none|neither|no)\b",
-            r"\b(?:is|was|are|were|be) nothing\b",
+            r"\b(?:is|was|are|were|be) (?:nothing|disabled|deactivated|switched off|turned off)\b",
             r"\b(?:is|was|are|were|be|been|can|could|has|have|looks?|seems?|works?|turned out|"
             r"proved)\b[^,;]{0,24}?"
             r"\b(?:ruled out|excluded|eliminated|dismissed|discarded|disproved|refuted|unlikely|innocent|"
@@ -380,7 +386,8 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
             r"\b(?:not|n't) (?:the|a|our|your|this) (?:\w+ )?(?:cause|reason|problem|culprit|"
             r"explanation|issue)\b",
             r"\b(?:neither|none) (?:of \w+ )?(?:applies|is|are|was|holds|fits)\b",
-            r"^(?:(?:h+m+|er|well|uh|oh|ah)[ ,.:]+)?(?:no|nope|not so|hmm|wrong|false)\s*[,.!:;\u2013\u2014](?!\w)",
+            r"^(?:(?:h+m+|er|well|uh|oh|ah)[ ,.:]+)?(?:no|nope|not so|hmm|wrong|"
+            r"false)\s*[,.!:;\u2013\u2014](?!\w)",
             r"\b(?:so|therefore|hence|thus),? (?:no|not)\s*(?:$|[.,;:])",
             r"\b(?:put|set|leave|left|lay|laid) (?:that|it|this) (?:aside|behind|out)\b",
             r"\b(?:close|closed|tick|ticked|crossed) (?:that|it|this)\b",

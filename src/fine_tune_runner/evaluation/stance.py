@@ -32,6 +32,7 @@ from fine_tune_runner.evaluation.clauses import (
     OR_AFTER,
     OR_BEFORE,
     OTHER_PLACE,
+    PARTLY,
     POINTS_BACK,
     RELATIVE_MODAL,
     RESUMES,
@@ -41,7 +42,7 @@ from fine_tune_runner.evaluation.clauses import (
     VERDICT_YES,
     YES,
 )
-from fine_tune_runner.evaluation.phrases import Mention, Phrases, fold, words_of
+from fine_tune_runner.evaluation.phrases import NOBODY, Mention, Phrases, Word, fold, words_of
 from fine_tune_runner.evaluation.rules import PATTERNS, Kind
 from fine_tune_runner.evaluation.sentences import Sentence, sentences
 
@@ -229,7 +230,8 @@ def _judge_arm(arm: str, phrases: Phrases, found: Reading, carried: bool, senten
     if carried and mentions and len(arm[: mentions[0].start].split()) <= 3:
         live.append(0)
     asked = sentence.rstrip("\"')").endswith("?")
-    if asked or _dropped(arm, mentions, known) or _one_of_several(arm, mentions):
+    undecided = asked or PARTLY.search(sentence) or (mentions and PATTERNS["open"].search(sentence))
+    if undecided or _dropped(arm, mentions, known) or _one_of_several(arm, mentions):
         labels = {m.label for m in mentions}
         found.doubted |= labels
         if found.affirmed or PATTERNS["alternative"].search(arm):
@@ -287,7 +289,7 @@ def _denied(mention: Mention, arm: str, mentions: list[Mention], live: list[int]
         return True
     if words_of(arm[mention.start :])[0].negates and _TROUBLE.match(arm[mention.end :]):
         return True
-    negators = [(w.start, w.end, False) for w in words_of(arm) if w.negates]
+    negators = [(w.start, w.end, False) for w in words_of(arm) if w.negates or _is_nobody(w, mention)]
     negators += [
         (m.start(), m.end(), not ENDS_AT_COMMA.match(m[0])) for m in PATTERNS["denier"].finditer(arm)
     ]
@@ -337,6 +339,10 @@ def _listed(arm: str, mentions: list[Mention]) -> bool:
         and (summed or all(len(text.split()) <= 4 and not STATES.search(text) for text in others))
         and all(len(lead.split()) <= 1 or lead.endswith(("is", "are", ":")) for lead in leads)
     )
+
+
+def _is_nobody(word: Word, mention: Mention) -> bool:
+    return word.text in NOBODY and word.end <= mention.start
 
 
 def _negated_clause(arm: str, end: int, mentions: list[Mention]) -> bool:
