@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
@@ -20,9 +20,12 @@ from fine_tune_runner.hosted.track import Hosted
 from fine_tune_runner.registry import edits
 from fine_tune_runner.runner import FineTuneRunner
 from fine_tune_runner.settings import Client, Settings, client_ids, load_client
-from fine_tune_runner.types import RegistryEntry, State, Track
+from fine_tune_runner.types import RegistryEntry, State, Track, VersionKey
 from fine_tune_runner.workflow.engine import RunState
 from fine_tune_runner.workflow.ledger import Effect, Ledger
+
+if TYPE_CHECKING:
+    from fine_tune_runner.hosted.wire import Wire
 
 
 class Serving(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,13 +69,15 @@ class Stray:
 class Checkup:
     """All that was seen, the soonest end first; `doubts` are calls that were cut off and never settled.
 
-    `warnings` say what clients that are sensitive now still have at a hosted provider.
+    `warnings` say what clients that are sensitive now still have at a hosted provider; `gone` are versions by
+    client whose models a provider does not have.
     """
 
     serving: Sequence[Serving]
     strays: Sequence[Stray]
     doubts: Sequence[Effect]
     warnings: Sequence[str] = ()
+    gone: Sequence[tuple[str, VersionKey]] = ()
 
 
 @dataclass(frozen=True)
@@ -115,11 +120,13 @@ def examine(
     registered = {e.model_id for one in known.values() for e in one.entries if e.model_id}
     listed: dict[str, Sequence[RemoteModel]] = {}
     strays: list[Stray] = []
+    gone: list[tuple[str, VersionKey]] = []
     for hosted, users in _places(runner.settings, list(known.values()), make):
         try:
             with hosted.connect("ids") as wire:
                 jobs, files = wire.jobs().items, wire.files().items
                 models = wire.models()
+                gone += _gone(wire, users, hosted, {model.id for model in models})
         except RunnerError as error:
             notice(f"{hosted.provider.title} was not asked: {error}")
             continue
@@ -133,6 +140,7 @@ def examine(
         strays=strays,
         doubts=_doubts(ledger, states) if known else [],
         warnings=[text for one in known.values() for text in _warnings(one, offered)],
+        gone=gone,
     )
 
 
@@ -149,6 +157,25 @@ def delete(runner: FineTuneRunner, stray: Stray) -> None:
             key=entry.key,
             run_id=entry.run_id,
         )
+
+
+def _gone(
+    wire: Wire, users: Sequence[_Known], hosted: Hosted, listed: set[str]
+) -> Iterator[tuple[str, VersionKey]]:
+    """Versions whose models are there no more; a list may leave out some, so each is asked for.
+
+    Only OpenAI answers by a model's own id where it trains; elsewhere this connection cannot tell.
+    """
+    for one in users:
+        for entry in one.entries:
+            here = entry.provider == "openai" and entry.endpoint == hosted.place.url
+            if (
+                here
+                and entry.model_id
+                and entry.model_id not in listed
+                and wire.model(entry.model_id) is None
+            ):
+                yield one.client.id, entry.key
 
 
 def _known(runner: FineTuneRunner, notice: Callable[[str], None]) -> Iterator[_Known]:

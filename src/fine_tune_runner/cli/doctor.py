@@ -1,9 +1,9 @@
-"""`fine-tune doctor`: how long models in service live, and what at the providers nobody watches."""
+"""`fine-tune doctor`: the set-up, how long models in service live, and what disagrees or nobody watches."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import click
@@ -12,8 +12,12 @@ from fine_tune_runner.cli.common import echo, echo_json, interactive, json_optio
 from fine_tune_runner.cli.runs import go_on
 from fine_tune_runner.doctor import Checkup, Serving, Stray, delete, examine
 from fine_tune_runner.errors import RunnerError
+from fine_tune_runner.health import Check, check_machine
+from fine_tune_runner.reconcile import Disagreement, disagreements, mend
 from fine_tune_runner.runner import FineTuneRunner, utc_now
 
+PAINT = {"ok": None, "off": "yellow", "bad": "red"}
+DONE = {"adopt": "adopted", "delete": "deleted", "clean up": "cleaned up"}
 SOURCES = {"provider": "the provider says", "published": "published", "unknown": "no end known"}
 
 
@@ -28,14 +32,21 @@ def _days(_ctx: click.Context, _param: click.Parameter, value: str) -> int:
 @click.option(
     "--within", default="60d", show_default=True, metavar="DAYS", callback=_days, help="Exit 1 below."
 )
-@click.option("--yes", is_flag=True, help="Do not ask: adopt what a run can go on with, delete the rest.")
+@click.option("--yes", is_flag=True, help="Do not ask: adopt what can go on, delete or clean up the rest.")
 @json_option
 def doctor_command(within: int, yes: bool, as_json: bool) -> int:
-    """List every model in service with the days it has left; exit 1 where one has fewer than --within.
+    """Look over the set-up, and list every model in service with the days it has left.
+
+    The set-up: keys, hosts, disk, clock, versions, weights and extras, each with what mends it. Exit 1 where
+    a model has fewer days than --within.
 
     Where OPENAI_API_KEY is set the provider is asked; published dates count where not. It also lists jobs and
     files at the provider that no run watches, and calls that were cut off, and offers to adopt or delete
     them: exit 1 while one is left. What belongs to no client of this data folder is left alone.
+
+    And it lists what disagrees: a registered model that is gone, a finished run that is not registered, a
+    workflow of a run that is gone or finished, a queued run without a workflow. Each is adopted or cleaned
+    up when you say so: exit 1 while one is left.
 
     For a client that became sensitive nothing but ids is sent: it warns of all that is still there, offers to
     delete it, and exits 1 while a hosted version of it is in service.
@@ -50,10 +61,19 @@ def doctor_command(within: int, yes: bool, as_json: bool) -> int:
       fine-tune doctor --yes
     """
     line = runner()
+    checks = check_machine(line.settings, utc_now, database=line.engine.live)
+    (_checks_json if as_json else _checks_text)(checks)
     found = examine(line, utc_now().date(), notice)
     show = _json if as_json else _text
     show(found, within)
     left = 0
+    for one in disagreements(line, notice, found.gone):
+        if as_json:
+            echo_json({"event": "disagreement", "found": one})
+        else:
+            _told(one)
+        ways: Mapping[str, Callable[[], object]] = {one.how: partial(mend, line, one)} if one.how else {}
+        left += not _settled(one.subject, ways, yes, as_json)
     for stray in found.strays:
         if stray.ours:
             left += not _settled(stray.found.id, _offers(line, stray, as_json), yes, as_json)
@@ -75,8 +95,8 @@ def _offers(line: FineTuneRunner, stray: Stray, as_json: bool) -> Mapping[str, C
 
 def _settled(what: str, offers: Mapping[str, Callable[[], object]], yes: bool, as_json: bool) -> bool:
     """Do what was chosen; False where it was left as it is."""
-    choice = next(iter(offers)) if yes else "leave"
-    if not yes and not as_json and interactive():
+    choice = next(iter(offers), "leave") if yes else "leave"
+    if offers and not yes and not as_json and interactive():
         choice = click.prompt(what, type=click.Choice([*offers, "leave"]), default="leave")
     if choice == "leave":
         return False
@@ -88,8 +108,25 @@ def _settled(what: str, offers: Mapping[str, Callable[[], object]], yes: bool, a
     if as_json:
         echo_json({"event": "settled", "what": what, "how": choice})
     else:
-        echo(f"✓ {what}: {'adopted' if choice == 'adopt' else 'deleted'}", fg="green")
+        echo(f"✓ {what}: {DONE[choice]}", fg="green")
     return True
+
+
+def _checks_json(checks: Sequence[Check]) -> None:
+    for check in checks:
+        echo_json({"event": "set-up", "check": check})
+
+
+def _checks_text(checks: Sequence[Check]) -> None:
+    header = ("set-up", "state", "found", "remedy")
+    rows = [(check.what, check.state, check.found, check.remedy) for check in checks]
+    table(header, rows, [PAINT[check.state] for check in checks])
+    echo()
+
+
+def _told(one: Disagreement) -> None:
+    echo(f"\n{one.subject}: {one.message}")
+    echo(f"  {one.how or 'by hand'}: {one.remedy}")
 
 
 def _json(found: Checkup, within: int) -> None:
