@@ -15,6 +15,7 @@ from fine_tune_runner.doctor import Checkup, examine
 from fine_tune_runner.errors import Interrupted, ProviderError
 from fine_tune_runner.hosted.track import Hosted
 from fine_tune_runner.runner import FineTuneRunner
+from fine_tune_runner.types import VersionKey
 from fine_tune_runner.workflow.engine import Event
 from tests.contract.openai_server.misbehave import Fault
 from tests.contract.openai_server.server import KEY, ContractServer
@@ -177,3 +178,11 @@ def test_a_job_whose_run_failed_but_can_go_on_is_adopted_rather_than_deleted(hou
     run.track.ledger.close(run.run().run_id, "cancelled")
     (stray,) = house.look().strays
     assert stray.found.adopt is None
+
+
+def test_a_model_that_the_provider_deleted_is_told(house: House) -> None:
+    run = house.run()
+    model = run.start()
+    assert house.look().gone == []
+    house.server.account.delete_model(model.model_id)
+    assert house.look().gone == [("hre", VersionKey(version=3, track="A"))]
