@@ -299,8 +299,9 @@ class Executor:
 
     def _perform(self, run: Run, name: str, queue: str | None) -> Outcome:
         """One step, alone in its run's folder."""
-        context = self._open(run)
-        with outcome(context), _alone(context):
+        waiting = self._open(run)
+        with outcome(waiting), _alone(waiting):
+            context = self._open(run)  # another worker may have put the step on record while this one waited
             step = next((step for step in self._plan(run) if step.name == name), None)
             if step is None:
                 raise RunError(f"step {name} is not a step of this version of fine-tune; submit with --again")
