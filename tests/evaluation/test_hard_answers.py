@@ -3,7 +3,7 @@
 The rules of recall were mended with all of them, so this guards against falling back and measures nothing
 new. Before that, `hard_second.jsonl` was scored once unseen: 91 of 135 right answers recognised, 7 of 132
 wrong ones accepted. `hard_own.jsonl` is by the author of the rules, wrong answers made to slip through: at
-their first run 35 of 115 did, and one still does and is left out ("the site pushes X and so does the trigger
+their first run 37 of 135 did, and one still does and is left out ("the site pushes X and so does the trigger
 expect it"). Rows marked `doubtful` are those whose author was not sure himself.
 """
 

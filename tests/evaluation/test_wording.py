@@ -61,3 +61,16 @@ def test_a_plain_statement_counts_where_nothing_speaks_against_it(
     answer: str, right: bool, taxonomy: Taxonomy
 ) -> None:
     assert recalled(committed(answer, ASKED, taxonomy, None), ASKED) is right
+
+
+def test_an_id_that_the_reference_sets_against_another_is_denied_where_it_is_affirmed(
+    taxonomy: Taxonomy,
+) -> None:
+    asked = Question(
+        id="q2",
+        messages=(Message(role="user", content="Realtime is empty."),),
+        reference="The tag sends to G-OLD123 rather than to G-NEW456.",
+        label="ga4_wrong_measurement_id",
+    )
+    assert wording(["The tag sends to G-NEW456"], asked, taxonomy).denied == ("new456",)
+    assert wording(["The tag sends to G-OLD123 and not to G-NEW456"], asked, taxonomy).denied == ()

@@ -135,7 +135,8 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
             r"(?:\w+ )?(?:guess|suspicion|theory|idea|assumption|hunch|diagnosis|claim|fear|belief)\b",
             r", (?:claims?|says?|thinks?|writes?|believes?|reckons?|insists?|argues?|swears?) (?:the|your|"
             r"an?)\b",
-            r"\bmy (?:first|initial|earlier|previous|original) \w+|\b(?:crossed|came to) (?:my |our )?mind\b",
+            r"\bmy (?:first|initial|earlier|previous|original) \w+|\b(?:crossed|(?:came|comes?|"
+            r"springs?) to) (?:my |our )?mind\b|\bno (?:proof|evidence) (?:for|of) (?:it|that|this)\b",
             r"\b(?:says?|said|writes?|wrote|claims?|thinks?|believes?|insists?|argues?|suggests?|"
             r"swears?|reckons?|suspects?|assumes?|states?|stated|told (?:me|us|you|them)) that\b",
             r"\b(?:according to|in the (?:words|opinion) of|as (?:you|they|the client) (?:put|say|said))\b",

@@ -78,6 +78,7 @@ _FUNCTION = frozenset(
 _LINE = re.compile(r"^root cause:[^.]*\.", re.I)
 
 _PLAIN, _WITHIN, _DENIED = 0, 1, 2  # not denied; near a negator; the very word it denies
+_SET_AGAINST = 3  # "to A rather than to B"; counts for ids, as other words have more ways to say it
 Bag = dict[str, frozenset[int]]
 
 
@@ -124,14 +125,15 @@ def wording(said: Sequence[str], question: Question, taxonomy: Taxonomy) -> Word
         new_words=sum(word not in asked for word in shared),
         words=len(bag),
         denied=tuple(
-            word
-            for word in shared
-            if word.isalpha()
-            and word not in asked
-            and bag[word] | reference[word] == {_PLAIN, _DENIED}
-            and not bag[word] & reference[word]
+            word for word in shared if word not in asked and _contradict(word, bag[word], reference[word])
         ),
     )
+
+
+def _contradict(word: str, said: frozenset[int], meant: frozenset[int]) -> bool:
+    if word.isalpha():
+        return said | meant == {_PLAIN, _DENIED} and not said & meant
+    return said == {_PLAIN} and meant == {_SET_AGAINST}
 
 
 def _share(part: float, whole: float) -> float:
@@ -169,11 +171,15 @@ def _bag(folded: str) -> Bag:
             reach, before = 0, ""
         elif word.text in _REACH:
             reach, way = _REACH[word.text], _DENIED
+        elif word.text in ("rather", "instead"):
+            reach, way = 1, _SET_AGAINST
         elif word.text == "missing":
             reach, way = 1, _DENIED
             found.setdefault(before, set()).add(_DENIED)
         elif word.text not in _FUNCTION:
             found.setdefault(word.text, set()).add(way if reach else _PLAIN)
-            reach, way, before = max(0, reach - 1), _WITHIN, word.text
+            before = word.text
+            if len(word.text) > 1:  # a letter alone begins an id: "not to G-NEW456"
+                reach, way = max(0, reach - 1), _WITHIN
     found.pop("", None)
     return {word: frozenset(ways) for word, ways in found.items()}
