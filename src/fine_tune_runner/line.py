@@ -442,6 +442,7 @@ def model_of(entry: RegistryEntry) -> Model:
         provider=entry.provider or "",
         base_model=entry.base_model,
         dataset_sha256=entry.dataset_sha256,
+        run_id=entry.run_id,
         endpoint=entry.endpoint,
         artifact=entry.artifact,
         artifact_sha256=entry.artifact_sha256,

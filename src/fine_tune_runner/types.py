@@ -220,7 +220,8 @@ class TrainingSummary(msgspec.Struct, frozen=True, kw_only=True):
 class Model(msgspec.Struct, frozen=True, kw_only=True):
     """A model that exists and can be asked; `artifact` (below the client's folder) None is the bare base.
 
-    `endpoint` None means embedded here; from `shutdown_date` on the provider no longer answers.
+    `endpoint` None means embedded here; from `shutdown_date` on the provider no longer answers. `run_id` is
+    there where it comes from a registry entry that names its run.
     """
 
     model_id: str
@@ -228,6 +229,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     provider: str
     base_model: str
     dataset_sha256: str
+    run_id: str | None = None
     endpoint: str | None = None
     artifact: str | None = None
     artifact_sha256: str | None = None

@@ -219,6 +219,17 @@ def test_a_replaced_model_is_not_asked(desk: Desk, server: OllamaServer) -> None
         pass
 
 
+def test_the_model_of_another_attempt_at_the_same_data_is_not_asked(desk: Desk) -> None:
+    """An attempt that died between create and register has replaced what is on record."""
+    desk.submit(1)
+    entry = msgspec.structs.replace(desk.active(), run_id="small-v1-b-12345678-9")
+    with (
+        pytest.raises(ServingError, match=r"small-client:v1 was made by run small-v1-b-\w+-1, not by"),
+        desk.served().serve([model_of(entry)]),
+    ):
+        pass
+
+
 def spoil(server: OllamaServer, change: Callable[[dict[str, Any]], None]) -> None:
     """From now on the server makes something else than what it is asked for."""
     made = server.store.create

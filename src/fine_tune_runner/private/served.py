@@ -191,15 +191,22 @@ class Served:
         return [name for name in names if stamp_of(ollama.show(name)).get("ftr.client_id") == self._client.id]
 
     def _check_served(self, ollama: Ollama, model: Model) -> None:
-        """The host has it, and it is the one that was trained on this data set."""
+        """The host has it, and it is the one that this run trained on this data set."""
         if ollama.find(model.model_id) is None:
             raise ServingError(f"{self._host} has no {model.model_id} any more; train the version again")
         if not model.dataset_sha256:
             return
-        found = stamp_of(ollama.show(model.model_id)).get("ftr.dataset_sha256")
-        if found != model.dataset_sha256:
+        stamp = stamp_of(ollama.show(model.model_id))
+        if stamp.get("ftr.dataset_sha256") != model.dataset_sha256:
             raise ServingError(
                 f"{self._host}: {model.model_id} is not the model on record; somebody replaced it"
+            )
+        # An attempt that died between create and register has replaced what is on record.
+        made_by = stamp.get("ftr.run_id")
+        if model.run_id is not None and made_by != model.run_id:
+            raise ServingError(
+                f"{self._host}: {model.model_id} was made by run {made_by}, not by {model.run_id}, which is "
+                f"on record; go on with it: fine-tune resume {made_by}"
             )
 
     @contextlib.contextmanager
