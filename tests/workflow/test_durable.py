@@ -16,7 +16,7 @@ import pytest
 from dbos import DBOSPortableJSONSerializer
 from dbos._serialization import deserialize_args
 
-from fine_tune_runner.errors import DataError, NeedsApproval, RunError
+from fine_tune_runner.errors import DataError, NeedsApproval, RunError, TrainingError
 from fine_tune_runner.types import RunContext
 from fine_tune_runner.workflow.engine import Event
 from tests.workflow.engine_world import Number, Steps, a_run, briefly, engine, ran, start, wait_until
@@ -158,6 +158,28 @@ def test_a_bug_keeps_its_traceback_and_the_run_can_go_on(tmp_path: Path) -> None
         engine(tmp_path, Steps(tmp_path, load=bug)).run(a_run())
     engine(tmp_path, Steps(tmp_path)).run(a_run())
     assert ran(tmp_path).count(f"{RUN} load") == 2
+
+
+@pytest.mark.parametrize("kind", [TrainingError, ZeroDivisionError])
+def test_what_an_error_says_is_kept_out_of_the_database(tmp_path: Path, kind: type[Exception]) -> None:
+    def fault(context: RunContext) -> None:
+        raise kind("cannot encode 'Hello, my name is JANE DOE'")
+
+    with pytest.raises(kind, match="JANE DOE"):
+        engine(tmp_path, Steps(tmp_path, train=fault)).run(a_run())
+    assert not [path for path in (tmp_path / ".fine-tune").iterdir() if b"JANE" in path.read_bytes()]
+    assert "JANE DOE" in (tmp_path / "hre/runs" / RUN / "stopped.txt").read_text()
+    engine(tmp_path, Steps(tmp_path)).run(a_run())
+    assert not (tmp_path / "hre/runs" / RUN / "stopped.txt").exists()
+
+
+def test_a_run_whose_folder_takes_no_more_files_still_says_why_it_stopped(tmp_path: Path) -> None:
+    def full(context: RunContext) -> None:
+        (context.run_dir / "stopped.txt").mkdir()  # as good as a full disk
+        raise DataError("row 7 is wrong")
+
+    with pytest.raises(DataError, match="row 7 is wrong"):
+        engine(tmp_path, Steps(tmp_path, train=full)).run(a_run())
 
 
 def test_a_run_waits_for_a_yes_and_goes_on_with_it(tmp_path: Path) -> None:

@@ -64,9 +64,9 @@ class Awaited:
         if ended:
             self._hear()  # what it said before its end
         for run_id, how in ended.items():
-            del self._left[run_id]
+            run, _ = self._left.pop(run_id)
             if how["state"] != "finished":
-                self.stopped[run_id] = _error(run_id, how)
+                self.stopped[run_id] = self._error(run, how)
         for run in self._again(self.stopped):
             self.begin(run)
 
@@ -78,14 +78,14 @@ class Awaited:
             self.stopped[run_id] = interrupted(run_id)
         self._left.clear()
 
+    def _error(self, run: Run, how: dict[str, Any]) -> RunnerError:
+        """What stopped a run; its words are in the run's folder, the database has none."""
+        if how["state"] == "cancelled":
+            return interrupted(run.run_id, f"run {run.run_id} was cancelled")
+        kinds = {kind.code: kind for kind in RunnerError.__subclasses__()}
+        return kinds.get(how["code"], RunError)(how.get("message") or self._record.why(run))
+
     def _hear(self) -> None:
         events = [event for tail in self._tails.values() for event in tail.read()]
         for event in sorted(events, key=lambda event: event.at):
             self._listener(event)
-
-
-def _error(run_id: str, how: dict[str, Any]) -> RunnerError:
-    if how["state"] == "cancelled":
-        return interrupted(run_id, f"run {run_id} was cancelled")
-    kinds = {kind.code: kind for kind in RunnerError.__subclasses__()}
-    return kinds.get(how["code"], RunError)(how["message"])

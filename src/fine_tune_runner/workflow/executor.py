@@ -15,6 +15,7 @@ import operator
 import os
 import threading
 import time
+import traceback
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
@@ -35,14 +36,14 @@ from fine_tune_runner.files import locked
 from fine_tune_runner.types import PLACES, Place, Run, Step
 from fine_tune_runner.workflow.database import APP, APP_VERSION, POLL_S, Database, host, queue_name
 from fine_tune_runner.workflow.engine import PATIENCE, Event, Patience, Plan
-from fine_tune_runner.workflow.record import Record, StepContext, finish, outcome, perform
+from fine_tune_runner.workflow.record import STOPPED, Record, StepContext, finish, outcome, perform
 from fine_tune_runner.workflow.together import company
 
 if TYPE_CHECKING:
     from fine_tune_runner.workflow.lease import Lease
 
 SWEEP_S = 2.0
-Outcome = dict[str, Any]  # {"state": "done" | the state of the run, "code", "message"}
+Outcome = dict[str, Any]  # {"state": "done" | the state of the run, "code"}: no text, which may be a client's
 
 
 class Stopping(BaseException):
@@ -247,21 +248,26 @@ class Executor:
             return work()
         except Interrupted as error:
             if (self._record.folder(run) / "cancel").exists():
-                return {"state": "cancelled", "code": error.code, "message": str(error)}
+                return self._stopped(run, "cancelled", error)
             if self._stopping.is_set():
                 raise Stopping from None
-            return {"state": "interrupted", "code": error.code, "message": str(error)}
+            return self._stopped(run, "interrupted", error)
         except NeedsApproval as error:
-            return {"state": "waiting", "code": error.code, "message": str(error)}
+            return self._stopped(run, "waiting", error)
         except (DatabaseAway, sqlalchemy.exc.SQLAlchemyError) as error:
             # No error of the step's: on record it would be raised again for ever.
             self.notice(f"{run.run_id} waits for the database: {_first_line(error)}")
             raise Stopping from None
         except RunnerError as error:
-            return {"state": "failed", "code": error.code, "message": str(error)}
-        except Exception as error:
+            return self._stopped(run, "failed", error)
+        except Exception as error:  # noqa: BLE001 - raised again where no database keeps its text
             self.bugs[run.run_id] = error
-            raise
+            self._record.say_why(run, traceback.format_exc())
+            raise RuntimeError(f"{type(error).__name__}, see {self._record.folder(run) / STOPPED}") from None
+
+    def _stopped(self, run: Run, state: str, error: RunnerError) -> Outcome:
+        self._record.say_why(run, str(error))
+        return {"state": state, "code": error.code}
 
     def _next(self, run: Run) -> Outcome:
         """The next leg by record and plan: its steps and its queue, None for this very workflow."""

@@ -24,6 +24,7 @@ from fine_tune_runner.workflow.engine import Event, RunState
 
 T = TypeVar("T")
 GENESIS = "0" * 64
+STOPPED = "stopped.txt"  # why a run stopped; not in the engine's database, for it may quote a client's text
 END_BYTES = 8192  # of an events file: several of its lines
 NAME = re.compile(r"[a-z0-9-]+")
 OWNED = re.compile(r"(.+)-v[0-9]+-[ab]-[0-9a-f]{8}-[0-9]+")  # what names its client
@@ -54,6 +55,7 @@ class Record:
     def __init__(self, data_dir: Path, clock: Clock) -> None:
         self._data_dir = data_dir
         self._clock = clock
+        self._unwritten: dict[str, str] = {}  # why runs stopped whose folders take no more files
 
     def find(self, run_id: str) -> RunState:
         """The state of one run; RunError where there is none of that name."""
@@ -91,6 +93,8 @@ class Record:
         folder = self.folder(run)
         (folder / "steps").mkdir(parents=True, exist_ok=True)
         (folder / "cancel").unlink(missing_ok=True)
+        (folder / STOPPED).unlink(missing_ok=True)
+        self._unwritten.pop(run.run_id, None)
         path = folder / "run.json"
         if not path.exists() or path.read_bytes() != _pretty(run):
             write_atomic(path, _pretty(run))
@@ -103,6 +107,24 @@ class Record:
     def ask_to_stop(self, run: Run) -> None:
         """Let the steps of a live run hear that it shall end."""
         write_atomic(self.folder(run) / "cancel", b"")
+
+    def say_why(self, run: Run, message: str) -> None:
+        """Keep why a run stopped in its own folder, until it is begun again."""
+        try:
+            write_atomic(self.folder(run) / STOPPED, message.encode(errors="replace"))
+        except OSError:
+            self._unwritten[run.run_id] = message
+
+    def why(self, run: Run) -> str:
+        """Why a run stopped."""
+        path = self.folder(run) / STOPPED
+        try:
+            return self._unwritten.get(run.run_id) or path.read_text()
+        except OSError as error:
+            return (
+                f"run {run.run_id} stopped, and {path} does not say why ({error.strerror}); make sure that "
+                f"its disk has room and may be written to, then: fine-tune resume {run.run_id}"
+            )
 
     @contextlib.contextmanager
     def held(self, run: Run) -> Iterator[None]:
