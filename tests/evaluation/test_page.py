@@ -246,6 +246,14 @@ def test_what_a_run_left_is_read_and_a_cut_line_is_passed_over(tmp_path: Path) -
     assert sorted(proof.answers) == ["2-B", "3-B"]
 
 
+def test_answers_of_a_model_that_was_not_asked_this_time_are_left_out(tmp_path: Path) -> None:
+    """An earlier evaluation of the same run compared with another version."""
+    run = write_run(tmp_path)
+    write_answers(run / "answers" / "1-B.jsonl", [answer("q1", WRONG, "Root cause: x")])
+    assert sorted(read_proof(run, compared()).answers) == ["2-B", "3-B"]
+    assert sorted(read_proof(run, msgspec.structs.replace(compared(), previous=None)).answers) == ["3-B"]
+
+
 def marked(left: str, right: str) -> tuple[list[tuple[str, bool]], list[tuple[str, bool]]]:
     only = spans(left, right)
     return pieces(left, only[0]), pieces(right, only[1])

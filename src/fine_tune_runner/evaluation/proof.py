@@ -74,7 +74,7 @@ def read_proof(run_dir: Path, report: EvalReport) -> Proof:
     model = _given(steps, Model)
     return Proof(
         questions=_questions(client_dir, report.key.version),
-        answers={path.stem: _answers(path) for path in sorted(run_dir.glob("answers/*.jsonl"))},
+        answers={label: _answers(run_dir / "answers" / f"{label}.jsonl") for label in _asked(report)},
         findings=tuple(sorted(findings.items, key=lambda f: LEVELS.index(f.level))) if findings else (),
         tokens=findings.tokens if findings else None,
         losses=tuple(_losses(run_dir)),
@@ -97,9 +97,14 @@ def _questions(client_dir: Path, version: int) -> tuple[Question, ...]:
         return ()
 
 
+def _asked(report: EvalReport) -> list[str]:
+    """The models of this evaluation: an earlier one of the same run may have left files of others."""
+    return sorted(card.label for card in (report.new, report.previous, report.base) if card)
+
+
 def _answers(path: Path) -> tuple[Answer, ...]:
     try:
-        return read_answers(path)
+        return read_answers(path) if path.is_file() else ()
     except DataError:
         return ()
 
