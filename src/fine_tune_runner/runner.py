@@ -24,7 +24,7 @@ from fine_tune_runner.errors import (
     UsageError,
 )
 from fine_tune_runner.line import Line, model_of, run_dir_of, trained_on
-from fine_tune_runner.policy.egress import policy_of
+from fine_tune_runner.policy.egress import check_database, policy_of
 from fine_tune_runner.policy.held import all_held, held, held_step, on_record
 from fine_tune_runner.policy.track import choose_track
 from fine_tune_runner.ports import TrackPort
@@ -474,6 +474,7 @@ class FineTuneRunner:
     def _plan(self, run: Run) -> Sequence[Step]:
         client = load_client(self.settings, run.client_id)
         policy = policy_of(self.settings, client)
+        check_database(self.settings, policy)
         return [held_step(step, policy) for step in self.line(client, run.track).steps()]
 
     def _emitter(self, run_id: str) -> Callable[..., None]:

@@ -13,11 +13,11 @@ import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import msgspec
 
-from fine_tune_runner.errors import PolicyError
+from fine_tune_runner.errors import DatabaseAway, PolicyError
 from fine_tune_runner.settings import Client, Settings
 
 # Where a sensitive client's run may go: loopback (RFC 1122, 4291), private networks (RFC 1918, 4193),
@@ -159,11 +159,56 @@ class EgressPolicy(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def policy_of(settings: Settings, client: Client) -> EgressPolicy:
-    """The policy of everything that is done for a client; names are those of OLLAMA_HOST and `notify`."""
+    """The policy of everything that is done for a client.
+
+    Its names are those of OLLAMA_HOST, `notify` and FINE_TUNE_DATABASE_URL.
+    """
     urls = [settings.ollama_host or "", *_strings(client.config.notify)]
-    names = [_host(url) for url in urls]
+    names = [*(_host(url) for url in urls), *database_hosts(settings)]
     known = tuple(dict.fromkeys(name for name in names if name and not is_address(name)))
     return EgressPolicy(sensitive=client.config.is_sensitive, names=known)
+
+
+def check_database(settings: Settings, policy: EgressPolicy, lookup: Lookup = system_lookup) -> None:
+    """PolicyError where a sensitive client's runs would be known outside the private network.
+
+    A socket in the file system passes. DatabaseAway where a host has no address now (network: its name).
+    """
+
+    def all_inside(host: str, port: int) -> Sequence[str]:
+        # The driver looks the name up by itself, and may take any of its addresses.
+        found = lookup(host, port)
+        if outside := [reason for address in found if (reason := policy.refusal(address))]:
+            raise EgressRefused(f"{host}: {outside[0]}")
+        return found
+
+    for host in database_hosts(settings) if policy.sensitive else ():
+        try:
+            policy.addresses(host, 5432, all_inside)
+        except EgressRefused as error:
+            raise PolicyError(
+                f"FINE_TUNE_DATABASE_URL: {error}; a sensitive client's runs go through a database in the "
+                "private network only. Name one, or unset it: SQLite beside the data is used then"
+            ) from None
+        except OSError as error:
+            raise DatabaseAway(f"FINE_TUNE_DATABASE_URL: {host}: {error.strerror or error}") from None
+
+
+def database_hosts(settings: Settings, env: Mapping[str, str] = os.environ) -> tuple[str, ...]:
+    """Every host that FINE_TUNE_DATABASE_URL may lead to, without ports; none for a socket or SQLite.
+
+    As libpq understands it (PostgreSQL manual, 32.1.1): in the address, as `host` or `hostaddr`, else PGHOST.
+    """
+    if settings.database is None:
+        return ()
+    url = urlsplit(settings.database)
+    words = parse_qs(url.query)
+    named = [url.netloc.rpartition("@")[2], *words.get("host", ()), *words.get("hostaddr", ())]
+    if not any(named):
+        named = [env.get("PGHOST", ""), env.get("PGHOSTADDR", "")]
+    hosts = [unquote(one) for text in named for one in text.split(",") if one]
+    names = [_without_port(host) for host in hosts if not host.startswith(("/", "@"))]
+    return tuple(dict.fromkeys(name for name in names if name))
 
 
 def is_address(text: str) -> bool:
@@ -216,6 +261,13 @@ def _host(url: str) -> str | None:
         return urlsplit(url).hostname
     except ValueError:
         return None
+
+
+def _without_port(host: str) -> str:
+    """`h`, `h:1`, `[::1]:1` and `::1`, each without its port."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host if host.count(":") > 1 else host.partition(":")[0]
 
 
 def _strings(value: Any) -> Iterator[str]:
