@@ -92,10 +92,11 @@ class Attempts:
 
         Raises RunError for a name that is none, and where the content is not the one it names.
         """
-        known = [state.run for state in self._engine.runs() if state.run.run_id == run_id]
         name = RUN_ID.fullmatch(run_id)
-        if known or name is None:
-            return known[0] if known else self._engine.find(run_id).run
+        if name is None:
+            return self._engine.find(run_id).run
+        if known := [state.run for state in self._engine.runs(name[1]) if state.run.run_id == run_id]:
+            return known[0]
         track: Track = "A" if name[3] == "a" else "B"
         request = Request(client_id=name[1], version=int(name[2]), track=track)
         client, dataset, choice = self.plan(request)

@@ -7,7 +7,7 @@ import time
 import click
 import msgspec
 
-from fine_tune_runner.cli.common import echo, echo_json, json_option, reader
+from fine_tune_runner.cli.common import echo, echo_json, json_option, notice, reader
 from fine_tune_runner.workflow.engine import Event
 
 ENDS = ("finished", "failed", "cancelled", "waiting")
@@ -16,7 +16,9 @@ LOOK_S = 0.5
 
 @click.command("logs")
 @click.argument("run_id", metavar="RUN")
-@click.option("-f", "--follow", is_flag=True, help="Go on until the run is at its end.")
+@click.option(
+    "-f", "--follow", is_flag=True, help="Go on until the run is at its end."
+)
 @json_option
 def logs_command(run_id: str, follow: bool, as_json: bool) -> int:
     """What happened in a run, one event a line.
@@ -28,14 +30,17 @@ def logs_command(run_id: str, follow: bool, as_json: bool) -> int:
       fine-tune logs hre-v3-a-1a2b3c4d-1 --json
     """
     engine = reader().engine
-    shown = 0
+    shown, state = 0, "running"
     while True:
-        state = engine.find(run_id).state
+        before, state = state, engine.find(run_id).state
         events = engine.events(run_id)
         for event in events[shown:]:
             say(event, as_json)
         shown = len(events)
         if not follow or state in ENDS:
+            return 0
+        if before == state == "interrupted":  # twice: not between two workers
+            notice(f"nobody works on {run_id}, it was interrupted; go on with: fine-tune resume {run_id}")
             return 0
         time.sleep(LOOK_S)
 

@@ -11,6 +11,7 @@ from fine_tune_runner.cli.common import (
     echo,
     echo_json,
     json_option,
+    notice,
     poll_option,
     reader,
     runner,
@@ -20,8 +21,9 @@ from fine_tune_runner.cli.common import (
 )
 from fine_tune_runner.cli.submit import closing, queued
 from fine_tune_runner.cli.transcript import JsonLines, Transcript
-from fine_tune_runner.errors import RunError
-from fine_tune_runner.settings import load_client
+from fine_tune_runner.errors import RunError, RunnerError
+from fine_tune_runner.runner import FineTuneRunner
+from fine_tune_runner.settings import client_ids, load_client
 from fine_tune_runner.workflow.engine import RunState
 
 PAINT = {"running": "yellow", "finished": "green", "failed": "red", "waiting": "yellow"}
@@ -50,9 +52,7 @@ def runs_command(context: click.Context, client_id: str | None, as_json: bool) -
     """
     if context.invoked_subcommand is not None:
         return 0
-    if client_id is not None:
-        load_client(settings(), client_id)
-    states = reader().engine.runs(client_id)
+    states = known(reader(), client_id)
     if as_json:
         for state in states:
             echo_json(state)
@@ -62,6 +62,19 @@ def runs_command(context: click.Context, client_id: str | None, as_json: bool) -
         header = ("run", "state", "last step", "updated", "next")
         table(header, [cells(state) for state in states], [PAINT.get(state.state) for state in states])
     return 0
+
+
+def known(line: FineTuneRunner, client_id: str | None) -> list[RunState]:
+    """The runs, oldest first; a client whose runs cannot be read is noticed and the others still show."""
+    if client_id is not None:
+        return list(line.engine.runs(load_client(line.settings, client_id).id))
+    found: list[RunState] = []
+    for name in client_ids(line.settings):
+        try:
+            found += line.engine.runs(name)
+        except (RunnerError, OSError) as error:
+            notice(f"{name}: {error}")
+    return sorted(found, key=lambda state: (state.run.created_at, state.run.run_id))
 
 
 @runs_command.command("show")
