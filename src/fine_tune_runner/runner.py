@@ -207,16 +207,17 @@ class FineTuneRunner:
         self._follow(client, run.track)
         return True
 
-    def leave(self, run: Run, *, approved: bool = False) -> None:
+    def leave(self, run: Run, *, approved: bool = False) -> bool:
         """Leave a run to the workers and return at once; `approved` is a yes to what it costs.
 
-        One that is at its end is left alone.
+        False where it is at its end, and is left alone.
         """
         if run.run_id in (s.run.run_id for s in self.engine.runs(run.client_id) if s.state == "finished"):
-            return
+            return False
         if approved:
             self.engine.approve(run)
         self.engine.enqueue(run)
+        return True
 
     @held
     def preview(self, request: Request) -> Preview:

@@ -46,3 +46,12 @@ def test_following_a_run_that_nobody_works_on_ends_and_says_how_to_go_on(desk: D
     assert result.exit_code == 0
     assert result.stdout
     assert result.stderr.count(f"fine-tune resume {run_id}") == 1
+
+
+def test_a_finished_run_that_is_left_to_a_worker_is_reported(desk: Desk) -> None:
+    desk.runner().submit("small", 1)
+    result = call(desk, "submit", "--client", "small", "--version", "1", "--detach")
+    assert "Queued" not in result.output
+    assert (result.exit_code, "SMALL v1 live" in result.stdout) == (0, True)
+    entry = call(desk, "submit", "--client", "small", "--version", "1", "--detach", "--json")
+    assert json.loads(entry.stdout)["event"] == "result"

@@ -182,10 +182,12 @@ def each(client_ids: Sequence[str], do: Callable[[str], int], as_json: bool) -> 
 
 
 def leave(request: Request, approved: bool, as_json: bool) -> int:
-    """Leave a run to the workers; its id is all that goes to stdout."""
+    """Leave a run to the workers; its id is all that goes to stdout. One that is at its end is reported."""
     line = runner()
     run = line.run_for(request)
-    line.leave(run, approved=approved)
+    if not line.leave(run, approved=approved):
+        name = load_client(line.settings, run.client_id).name
+        return closing(line.job(run.run_id), line.entry(run.client_id, run.version, run.track), name, as_json)
     queued(run.run_id, as_json)
     return 0
 
