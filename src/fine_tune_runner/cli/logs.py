@@ -16,9 +16,7 @@ LOOK_S = 0.5
 
 @click.command("logs")
 @click.argument("run_id", metavar="RUN")
-@click.option(
-    "-f", "--follow", is_flag=True, help="Go on until the run is at its end."
-)
+@click.option("-f", "--follow", is_flag=True, help="Go on until the run is at its end.")
 @json_option
 def logs_command(run_id: str, follow: bool, as_json: bool) -> int:
     """What happened in a run, one event a line.
