@@ -197,6 +197,29 @@ def test_a_broken_address_breaks_nothing_and_is_left_alone_in_the_end(
     assert "secret-hook-path" not in said
 
 
+def test_what_a_plugin_of_apprise_raises_is_on_record_and_breaks_nothing(
+    tmp_path: Path, webhook: Webhook
+) -> None:
+    from apprise import NotifyBase
+    from apprise.manager_plugins import NotificationManager
+
+    class Broken(NotifyBase):  # type: ignore[misc]
+        """A plugin with a bug, where apprise does not catch it."""
+
+        @staticmethod
+        def parse_url(url: str, **_: object) -> None:
+            raise TypeError(f"cannot read {url}")
+
+    NotificationManager().add(Broken, schemas="brokenplugin")
+    desk = desk_with(tmp_path, "brokenplugin://secret-hook-path", webhook.address)
+    assert desk.runner().submit("small", 2).state == "finished"
+    assert {(e.event, e.data.get("message")) for e in on_record(desk)} == {
+        ("alert failed", "apprise broke off with TypeError"),
+        ("alert sent", None),
+    }
+    assert len(webhook.posts) == 1
+
+
 def test_the_run_hears_of_its_alerts_as_events(tmp_path: Path, webhook: Webhook) -> None:
     desk = desk_with(tmp_path, webhook.address)
     desk.runner().submit("small", 2)

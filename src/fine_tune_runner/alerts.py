@@ -175,11 +175,17 @@ class Alerts:
         if address is None:
             return f"{name} is neither in the environment nor in .env"
         try:
+            return self._by_apprise(client, address, alert, folder / "egress.jsonl")
+        except Exception as error:  # noqa: BLE001 - a plugin raises anything; its text may hold the address
+            return f"apprise broke off with {type(error).__name__}"
+
+    def _by_apprise(self, client: Client, address: Secret, alert: Alert, record: Path) -> str | None:
+        try:
             from apprise import Apprise, AppriseAsset, NotifyFormat, NotifyType
         except ImportError:
             return "apprise is not installed; pip install 'fine-tune-runner[alerts]'"
         asset = AppriseAsset(app_id="fine-tune-runner", http_redirects=False, async_mode=False)
-        policy, record = policy_of(self._settings, client), folder / "egress.jsonl"
+        policy = policy_of(self._settings, client)
         with guarded(policy, record):
             service = Apprise.instantiate(address.reveal(), asset=asset)
         if service is None:
