@@ -6,10 +6,16 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 
 import pytest
+from tests.contract.openai_server.server import KEY, serving
+from tests.hosted.world import HostedRun, make_settings, write_client
 
+from fine_tune_runner.doctor import delete, examine
+from fine_tune_runner.errors import Interrupted
 from fine_tune_runner.hosted.doctor import adopt, in_doubt, in_service, unwatched
 from fine_tune_runner.hosted.records import RemoteFile, RemoteJob, RemoteModel
+from fine_tune_runner.runner import FineTuneRunner
 from fine_tune_runner.types import RegistryEntry, Track
+from fine_tune_runner.workflow.engine import Event
 from fine_tune_runner.workflow.ledger import Found, Ledger
 
 TODAY = date(2026, 11, 22)
@@ -92,6 +98,30 @@ def test_a_model_that_was_paid_and_never_registered_is_listed() -> None:
     assert unwatched([job("succeeded", model=TUNED)], [], {}, [TUNED]) == []
     (found,) = unwatched([job("succeeded", model=TUNED)], [], {}, [])
     assert ("no registry" in found.why, found.model_id) == (True, TUNED)
+
+
+def test_the_model_of_a_run_that_was_cancelled_before_it_was_registered_is_listed() -> None:
+    assert unwatched([job("succeeded", model=TUNED)], [], {RUN: "cancelled"}, [TUNED]) == []
+    (found,) = unwatched([job("succeeded", model=TUNED)], [], {RUN: "cancelled"}, [])
+    assert (found.model_id, found.adopt) == (TUNED, None)  # its run cannot go on with it
+
+
+def test_a_cancelled_runs_model_is_seen_until_it_is_deleted(tmp_path: Path) -> None:
+    def press(event: Event) -> None:
+        if event.event == "step started" and event.data["step"] == "ready":
+            raise KeyboardInterrupt  # its job has succeeded by now
+
+    write_client(tmp_path)
+    with serving() as server:
+        settings = make_settings(tmp_path, server.url, KEY)
+        with pytest.raises(Interrupted):
+            HostedRun(settings, listener=press).start()
+        runner = FineTuneRunner(settings)
+        runner.cancel(HostedRun(settings).run().run_id)
+        (stray,) = examine(runner, TODAY, print).strays
+        assert str(stray.found.model_id).startswith("ft:")
+        delete(runner, stray)
+        assert examine(runner, TODAY, print).strays == []
 
 
 def test_a_file_is_needed_while_its_job_or_its_run_goes_on() -> None:

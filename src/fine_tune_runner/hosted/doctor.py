@@ -117,7 +117,7 @@ def unwatched(
         state = runs.get(job.run_id or "")
         if not _ended(job) and state not in WATCHING:
             why = "it runs and costs, and no run here waits for it"
-        elif job.fine_tuned_model and job.fine_tuned_model not in models and state is None:
+        elif job.fine_tuned_model and job.fine_tuned_model not in models and state in (None, "cancelled"):
             why = "it made a model that stands in no registry"
         else:
             continue
