@@ -6,8 +6,6 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 
 import pytest
-from tests.contract.openai_server.server import KEY, serving
-from tests.hosted.world import HostedRun, make_settings, write_client
 
 from fine_tune_runner.doctor import delete, examine
 from fine_tune_runner.errors import Interrupted
@@ -17,6 +15,8 @@ from fine_tune_runner.runner import FineTuneRunner
 from fine_tune_runner.types import RegistryEntry, Track
 from fine_tune_runner.workflow.engine import Event
 from fine_tune_runner.workflow.ledger import Found, Ledger
+from tests.contract.openai_server.server import KEY, serving
+from tests.hosted.world import HostedRun, make_settings, write_client
 
 TODAY = date(2026, 11, 22)
 BASE = "gpt-4o-mini-2024-07-18"
