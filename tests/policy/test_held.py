@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import http.server
+import os
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -96,3 +99,44 @@ def test_a_commands_process_stays_guarded_to_its_end(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert "EgressRefused" in done.stderr
     assert [line.host for line in record.read()] == ["192.0.2.1"]
+
+
+AFTER_A_SENSITIVE_RUN = """
+import os, sys
+from fine_tune_runner.policy.egress import EgressPolicy
+from fine_tune_runner.policy.guard import guarded, keep_to_the_end
+from fine_tune_runner.policy.transport import checked_transport
+import httpx2
+keep_to_the_end()
+with guarded(EgressPolicy(sensitive=True)):
+    pass
+assert "HTTP_PROXY" not in os.environ
+for url in sys.argv[1:]:
+    with httpx2.Client(transport=checked_transport(EgressPolicy(sensitive=False))) as client:
+        print(client.get(url).headers["X-Asked"])
+"""
+
+
+class Proxy(http.server.BaseHTTPRequestHandler):
+    """Answers what it is asked for, and says what that was."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("X-Asked", self.path)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_args: object) -> None:
+        pass
+
+
+def test_after_a_sensitive_run_an_open_client_still_goes_by_the_environments_proxies() -> None:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        here = f"http://127.0.0.1:{server.server_port}"
+        env = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
+        env |= {"HTTP_PROXY": here, "NO_PROXY": "127.0.0.1"}
+        command = [sys.executable, "-c", AFTER_A_SENSITIVE_RUN, "http://api.example/x", f"{here}/y"]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+        server.shutdown()
+    assert done.stdout.split() == ["http://api.example/x", "/y"], done.stderr  # the second by NO_PROXY

@@ -167,6 +167,11 @@ def child_environment(env: Mapping[str, str]) -> dict[str, str]:
     return dict(env) if guard is None else guard.environment(env)
 
 
+def environment_before() -> Mapping[str, str] | None:
+    """What the environment was before a sensitive run took the proxies away; None where it is as it was."""
+    return _before
+
+
 def install_from_environment() -> None:
     """Put this child process under the guard of its parent, to its end; nothing where it has none."""
     from fine_tune_runner.policy.hook import install

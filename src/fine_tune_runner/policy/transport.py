@@ -10,13 +10,17 @@ import ssl
 from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
-from urllib.request import getproxies, proxy_bypass
+from urllib.request import (
+    getproxies,
+    proxy_bypass,
+    proxy_bypass_environment,  # type: ignore[attr-defined]  # not in typeshed
+)
 
 import httpcore2
 import httpx2
 
 from fine_tune_runner.policy.egress import EgressPolicy, Lookup, system_lookup
-from fine_tune_runner.policy.guard import Guard, current, vouched
+from fine_tune_runner.policy.guard import Guard, current, environment_before, vouched
 
 
 def checked_transport(
@@ -41,7 +45,8 @@ def checked_transport(
     direct = _over(httpcore2.ConnectionPool(uds=unix_socket, **options))
     if policy.sensitive or unix_socket:
         return direct
-    found = getproxies().items()
+    taken_away = _proxies_before()
+    found = (getproxies() if taken_away is None else taken_away).items()
     proxies = {scheme: httpx2.Proxy(url) for scheme, url in found if url.startswith("http")}
     pools = {
         scheme: httpcore2.HTTPProxy(str(proxy.url), proxy.raw_auth, **options)
@@ -65,12 +70,28 @@ class _ByProxy(httpx2.BaseTransport):
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         scheme = request.url.scheme if request.url.scheme in self._proxies else "all"
-        proxy = None if proxy_bypass(request.url.host) else self._proxies.get(scheme)
+        proxy = None if _bypassed(request.url.host) else self._proxies.get(scheme)
         return (proxy or self._direct).handle_request(request)
 
     def close(self) -> None:
         for transport in (self._direct, *self._proxies.values()):
             transport.close()
+
+
+def _bypassed(host: str) -> bool:
+    taken_away = _proxies_before()
+    return bool(proxy_bypass(host) if taken_away is None else proxy_bypass_environment(host, taken_away))
+
+
+def _proxies_before() -> dict[str, str] | None:
+    """By scheme, and `no`, where a sensitive run of this process took them out of the environment.
+
+    As `getproxies` reads them: of two spellings the small letters count, which sort last.
+    """
+    before = environment_before()
+    if before is None:
+        return None
+    return {name[:-6].lower(): url for name, url in sorted(before.items()) if name.lower().endswith("_proxy")}
 
 
 @cache
