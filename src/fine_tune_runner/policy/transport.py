@@ -10,11 +10,7 @@ import ssl
 from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
-from urllib.request import (
-    getproxies,
-    proxy_bypass,
-    proxy_bypass_environment,  # type: ignore[attr-defined]  # not in typeshed
-)
+from urllib.request import getproxies, proxy_bypass, proxy_bypass_environment  # type: ignore[attr-defined]
 
 import httpcore2
 import httpx2
