@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from fine_tune_runner.erasure import forget, forgetting, sweep
 from fine_tune_runner.errors import PolicyError, RunError
 from fine_tune_runner.files import locked
 from fine_tune_runner.workflow.ledger import Found, Ledger
+from fine_tune_runner.workflow.record import Record
 from tests.scripted_track import Scripted
 from tests.test_runner import Desk
 
@@ -121,6 +123,33 @@ def test_one_that_dies_before_the_rename_has_erased_nothing(desk: Desk) -> None:
     assert desk.runner().registry("small").entries()
     forget(desk.runner(), "small")
     assert len(lines(desk)) == 1
+
+
+def test_no_run_of_a_client_begins_while_it_is_being_forgotten(desk: Desk) -> None:
+    """Between the provider's cleaning and the rename: what it would begin there nobody would see again."""
+
+    def begin(point: str) -> None:
+        if point == "noted":
+            with pytest.raises(RunError, match=r"small is being forgotten.*fine-tune forget.*erasure\.json"):
+                desk.runner().submit("small", 2)
+
+    forget(desk.runner(), "small", crash_point=begin)
+    assert not desk.client.exists()
+    assert desk.track.trained == [1]
+
+
+def test_a_run_that_begins_while_forgetting_looks_stops_it_before_the_provider(desk: Desk) -> None:
+    run = desk.runner().engine.runs()[0].run
+    record = Record(desk.settings.data_dir, lambda: datetime.now(UTC))
+
+    def begin(point: str) -> None:
+        if point == "looked":
+            held.enter_context(record.held(run))
+
+    with contextlib.ExitStack() as held, pytest.raises(RunError, match="is alive; first"):
+        forget(desk.runner(), "small", crash_point=begin)
+    assert desk.track.forgotten == []
+    assert desk.runner().submit("small", 2).state == "finished"  # nothing is left of the attempt
 
 
 def test_a_new_client_of_the_same_name_may_be_forgotten_too(desk: Desk) -> None:

@@ -19,8 +19,9 @@ from fine_tune_runner.errors import RunError, RunnerError
 from fine_tune_runner.files import fsync_dir, lock_owner, locked, write_atomic
 from fine_tune_runner.runner import FineTuneRunner
 from fine_tune_runner.settings import Client, Settings, load_client
+from fine_tune_runner.workflow.record import FORGETTING
 
-NOTE = "erasure.json"  # in the client's folder: the line to be left behind
+NOTE = FORGETTING  # in the client's folder: the line to be left behind; while it is there no run begins
 SET_ASIDE = "erasing-"
 LOCK_WAIT_S = 600.0
 
@@ -83,11 +84,17 @@ def forget(
     sweep(runner.settings)
     plan = forgetting(runner, client_id)
     client = load_client(runner.settings, client_id)
-    elsewhere = () if here_only else _forget_elsewhere(runner, client)
+    crash_point("looked")
     shared = data_dir / ".fine-tune"
     shared.mkdir(mode=0o700, exist_ok=True)
     line = Forgotten(client_id=client_id, at=runner.clock(), who=runner.who, files=plan.files)
     write_atomic(client.dir / NOTE, msgspec.json.encode(line))
+    try:
+        forgetting(runner, client_id)  # again: a run that began before the note is alive now
+        elsewhere = () if here_only else _forget_elsewhere(runner, client)
+    except BaseException:
+        (client.dir / NOTE).unlink(missing_ok=True)  # the client is kept
+        raise
     crash_point("noted")
     client.dir.rename(shared / f"{SET_ASIDE}{client_id}")
     fsync_dir(data_dir)

@@ -25,6 +25,7 @@ from fine_tune_runner.workflow.engine import Event, RunState
 T = TypeVar("T")
 GENESIS = "0" * 64
 STOPPED = "stopped.txt"  # why a run stopped; not in the engine's database, for it may quote a client's text
+FORGETTING = "erasure.json"  # in a client's folder while it is being forgotten (erasure.py)
 END_BYTES = 8192  # of an events file: several of its lines
 NAME = re.compile(r"[a-z0-9-]+")
 OWNED = re.compile(r"(.+)-v[0-9]+-[ab]-[0-9a-f]{8}-[0-9]+")  # what names its client
@@ -89,7 +90,10 @@ class Record:
         return _run(self._data_dir / client_id / "runs" / run_id)
 
     def begin(self, run: Run) -> None:
-        """Put a run on record, with the words of the newest command; an earlier `cancel` is forgotten."""
+        """Put a run on record, with the words of the newest command; an earlier `cancel` is forgotten.
+
+        RunError where its client is being forgotten: seen last, when who forgets can see the run.
+        """
         folder = self.folder(run)
         (folder / "steps").mkdir(parents=True, exist_ok=True)
         (folder / "cancel").unlink(missing_ok=True)
@@ -98,6 +102,7 @@ class Record:
         path = folder / "run.json"
         if not path.exists() or path.read_bytes() != _pretty(run):
             write_atomic(path, _pretty(run))
+        self._check_kept(run)
 
     def approve(self, run: Run) -> None:
         """A person's yes to what a run costs, also before it begins; it stays on record."""
@@ -128,9 +133,13 @@ class Record:
 
     @contextlib.contextmanager
     def held(self, run: Run) -> Iterator[None]:
-        """Hold a run, so that it is `running` in this process; RunError where another one holds it."""
+        """Hold a run, so that it is `running` in this process.
+
+        RunError where another one holds it, or where its client is being forgotten.
+        """
         try:
             with locked(self.folder(run) / "lock"):
+                self._check_kept(run)
                 yield
         except BlockingIOError as error:
             raise alive(run.run_id, str(error)) from None
@@ -146,6 +155,14 @@ class Record:
         return StepContext(
             run, self._data_dir / run.client_id, self.folder(run), self._clock, listener, stopping
         )
+
+    def _check_kept(self, run: Run) -> None:
+        note = self._data_dir / run.client_id / FORGETTING
+        if note.exists():
+            raise RunError(
+                f"client {run.client_id} is being forgotten, so nothing begins; where that was cut off, "
+                f"fine-tune forget --client {run.client_id} goes on with it; to keep the client delete {note}"
+            )
 
     def _folders(self, client_id: str | None) -> list[Path]:
         return [path.parent for path in self._data_dir.glob(f"{client_id or '*'}/runs/*/run.json")]
