@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+import tempfile
 import threading
+import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -256,9 +259,10 @@ class Store:
         params.fit_params = params.endpoint_slots = params.ui = params.warmup = False
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
         params.verbosity = -1
-        params.hostnames = [
-            str(self.folder / f"{len(self._runners)}-{abs(hash((gguf, adapters, context)))}.sock")
-        ]
+        # In a folder of its own: a socket's path holds 107 bytes, and a test's folder may have more.
+        sockets = tempfile.mkdtemp(prefix="ftr-")
+        weakref.finalize(self, shutil.rmtree, sockets, ignore_errors=True)
+        params.hostnames = [str(Path(sockets) / "llama.sock")]
         try:
             return xllamacpp.Server(params)
         except RuntimeError as error:
