@@ -105,7 +105,7 @@ def test_submit_of_bad_data_trains_nothing(
     ("arguments", "code", "says"),
     [
         (("submit", "--client", "../x", "--version", "1"), 2, "client id '../x'"),
-        (("submit", "--client", "small", "--version", "0"), 2, "0 is no version"),
+        (("submit", "--client", "small", "--version", "0"), 2, "'0' is no version"),
         (("submit", "--client", "nobody", "--version", "1"), 1, "client 'nobody' is unknown"),
         (("submit", "--client", "small", "--version", "7"), 1, "v7.jsonl"),
         (("submit", "--client", "small", "--version", "1", "--track", "a"), 5, "nothing was sent"),
