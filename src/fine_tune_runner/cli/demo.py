@@ -64,7 +64,9 @@ def demo_command(seed: int, folder: Path) -> int:
     echo(f"Sample data (seed {seed}) in {data}: made up, no client's. All training and serving is real.")
     stages.step("generate three clients", lambda: write_clients(data, seed))
     stages.command("status", "status")
-    stages.command("v1: train, evaluate, promote", "submit", "--client", "teleios", "--version", "1")
+    # One answer a question keeps the demo within five minutes; without it the guard begins with three.
+    submit = ("submit", "--client", "teleios", "--answers", "1", "--version")
+    stages.command("v1: train, evaluate, promote", *submit, "1")
     stages.command("ask", "ask", "--client", "teleios", questions(seed, 1)[0].question)
     echo("\nNow a v2 that is worse on purpose: each cause answers with its neighbour's, consistently,")
     echo("so that no check of the data can see it. Only the guard can.")
@@ -74,7 +76,7 @@ def demo_command(seed: int, folder: Path) -> int:
         set_epochs(data / "teleios" / "config.json", WORSE_EPOCHS)
 
     stages.step("generate a worse v2", worse)
-    stages.command("v2: train, evaluate, refuse", "submit", "--client", "teleios", "--version", "2", expect=3)
+    stages.command("v2: train, evaluate, refuse", *submit, "2", expect=3)
     stages.command("status", "status")
     reason = "demo: to show that a person may, and that it stays on record"
     stages.command("override", "promote", "--client", "teleios", "--version", "2", "--override", reason)
