@@ -5,7 +5,6 @@ Reads client, data set, registry and runs; begins nothing and writes nothing.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 
 import msgspec
@@ -18,10 +17,9 @@ from fine_tune_runner.registry import edits
 from fine_tune_runner.registry.store import Registry
 from fine_tune_runner.settings import Client, Settings, load_client
 from fine_tune_runner.types import Clock, Dataset, Request, Run, Track, TrackChoice, VersionKey
-from fine_tune_runner.workflow.engine import Engine, RunState
+from fine_tune_runner.workflow.engine import RUN_ID, Engine, RunState
 
 UNFINISHED = ("interrupted", "queued", "waiting")  # states of a run that goes on when it is told to
-RUN_ID = re.compile(r"([a-z0-9][a-z0-9-]*)-v([1-9][0-9]*)-([ab])-([0-9a-f]{8})-([1-9][0-9]*)")
 
 
 class Attempts:

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import msgspec
 
-from fine_tune_runner.attempts import RUN_ID
 from fine_tune_runner.errors import RunError, RunnerError
 from fine_tune_runner.files import fsync_dir, lock_owner, locked, write_atomic
 from fine_tune_runner.runner import FineTuneRunner
 from fine_tune_runner.settings import Client, Settings, load_client
+from fine_tune_runner.workflow.engine import RUN_ID
 from fine_tune_runner.workflow.record import FORGETTING
 
 NOTE = FORGETTING  # in the client's folder: the line to be left behind; while it is there no run begins

@@ -103,12 +103,12 @@ def durable(
     notice: Callable[[str], None],
 ) -> Durable:
     """The engine of the product; alone on SQLite, this machine is trusted with sensitive clients."""
-    url = settings.database_url
+    url = settings.database
     return Durable(
         settings.data_dir,
         plan,
         clock,
-        url=url.reveal() if url else None,
+        url=url,
         labels=() if url else ("private",),
         listener=listener,
         notice=notice,

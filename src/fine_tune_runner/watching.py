@@ -17,7 +17,6 @@ from pathlib import Path
 
 import msgspec
 
-from fine_tune_runner.attempts import RUN_ID
 from fine_tune_runner.dataset import read
 from fine_tune_runner.dataset.labels import labels_path
 from fine_tune_runner.errors import RunnerError
@@ -27,7 +26,7 @@ from fine_tune_runner.runner import FineTuneRunner
 from fine_tune_runner.settings import Client, load_client
 from fine_tune_runner.types import Findings, Request
 from fine_tune_runner.workflow.changes import READ, client_folders
-from fine_tune_runner.workflow.engine import Event, RunState
+from fine_tune_runner.workflow.engine import RUN_ID, Event, RunState
 from fine_tune_runner.workflow.watch import (
     Action,
     Attempt,

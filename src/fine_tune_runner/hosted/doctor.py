@@ -6,7 +6,6 @@ reading, the asking and the deleting.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 from typing import Literal
@@ -18,10 +17,10 @@ from fine_tune_runner.hosted.records import RemoteFile, RemoteJob, RemoteModel
 from fine_tune_runner.hosted.remote import file_name
 from fine_tune_runner.hosted.shutdown import Life, base_of, day, life
 from fine_tune_runner.types import RegistryEntry, State
+from fine_tune_runner.workflow.engine import RUN_ID
 from fine_tune_runner.workflow.ledger import Effect
 
 WATCHING: tuple[State, ...] = ("running", "interrupted", "queued", "waiting")
-RUN_ID = re.compile(r"([a-z0-9][a-z0-9-]*)-v([1-9][0-9]*)-a-([0-9a-f]{8})-([1-9][0-9]*)")
 
 
 class InService(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,8 +55,7 @@ class Unwatched(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def client_id(self) -> str | None:
         """The client whose run it belongs to."""
-        match = RUN_ID.fullmatch(self.run_id or "")
-        return match[1] if match else None
+        return _client_of(self.run_id)
 
 
 def in_service(
@@ -168,7 +166,7 @@ def in_doubt(effects: Iterable[Effect], runs: Mapping[str, State]) -> list[Effec
 def run_of(file: RemoteFile) -> str | None:
     """The run that uploaded a file, by its name; None where it is none of ours."""
     stem = file.filename.removesuffix(".jsonl")
-    return stem if RUN_ID.fullmatch(stem) and file.filename == file_name(stem) else None
+    return stem if _client_of(stem) and file.filename == file_name(stem) else None
 
 
 def adopt(run_id: str | None) -> str | None:
@@ -176,7 +174,13 @@ def adopt(run_id: str | None) -> str | None:
 
     A run that this disk knows nothing of is begun again by its own name, and finds its file and its job.
     """
-    return f"fine-tune resume {run_id}" if RUN_ID.fullmatch(run_id or "") else None
+    return f"fine-tune resume {run_id}" if _client_of(run_id) else None
+
+
+def _client_of(run_id: str | None) -> str | None:
+    """The client of a hosted run; None for what is no id of one."""
+    name = RUN_ID.fullmatch(run_id or "")
+    return name[1] if name and name[3] == "a" else None
 
 
 def _ended(job: RemoteJob) -> bool:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from fine_tune_runner.errors import MissingModel, TrainingError
-from fine_tune_runner.files import fsync_dir
+from fine_tune_runner.files import publish
 
 _SCALARS = {
     0: "<B",
@@ -197,10 +197,7 @@ def write_gguf(
                 for chunk in piece.chunks():
                     put(chunk)
                 put(bytes(end - done))
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(target)
-        fsync_dir(target.parent)
+        publish(part, target)
     except OSError as error:
         raise TrainingError(
             f"{target} cannot be written: {error.strerror or error}; make room there"

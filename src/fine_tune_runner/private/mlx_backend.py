@@ -15,7 +15,7 @@ import numpy as np
 from mlx.optimizers import AdamW, clip_grad_norm
 
 from fine_tune_runner.private.backend import State, out_of_memory, process_memory
-from fine_tune_runner.private.batches import Corpus, Tree, make_batch
+from fine_tune_runner.private.batches import TRUNK_BYTES, Corpus, Tree, make_batch
 from fine_tune_runner.private.llama_config import LlamaConfig, read_config
 from fine_tune_runner.private.lora_layout import check_same, start
 from fine_tune_runner.private.mlx_llama import Lora, MlxLlama, block, load_llama, reaches, summed_loss, top
@@ -24,7 +24,6 @@ from fine_tune_runner.settings import TrainingConfig
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-MEMORY_BYTES = 2 << 30  # for hidden states that leave the frozen layers
 CHUNK_TOKENS = 4096  # go through the frozen layers at once
 MOMENTS = {"mean": "m", "square": "v"}  # our names, and those of mlx.optimizers.Adam
 
@@ -58,9 +57,9 @@ class MlxAdapter:
 
 
 class Trunk:
-    """What leaves the frozen layers, [T, E] a segment: computed once where `MEMORY_BYTES` hold it."""
+    """What leaves the frozen layers, [T, E] a segment: computed once where `TRUNK_BYTES` hold it."""
 
-    def __init__(self, llama: MlxLlama, corpus: Corpus, depth: int, memory_bytes: int = MEMORY_BYTES) -> None:
+    def __init__(self, llama: MlxLlama, corpus: Corpus, depth: int, memory_bytes: int = TRUNK_BYTES) -> None:
         self._llama, self._corpus, self._depth = llama, corpus, depth
         self._kept: dict[int, mx.array] = {}
         tokens = sum(len(segment.tokens) for segment in corpus.segments)

@@ -16,6 +16,7 @@ import msgspec
 
 from fine_tune_runner.errors import Interrupted, RunnerError
 from fine_tune_runner.private import train_spec
+from fine_tune_runner.private.batches import TREE_TOKENS, TRUNK_BYTES
 from fine_tune_runner.private.train_spec import TrainSpec
 from fine_tune_runner.types import Estimate, RunContext, TokenStats, TrainingSummary
 
@@ -23,8 +24,6 @@ Trainer = Callable[
     [Sequence[TrainSpec], Callable[[int, dict[str, Any]], None], Callable[[], bool]],
     Sequence[TrainingSummary | RunnerError],
 ]
-PASS_TOKENS = 16_384  # batches.TREE_TOKENS: more than this is never in flight, however many sit together
-TRUNK_BYTES = 2 << 30  # trunk.MEMORY_BYTES: a larger cache of hidden states goes to the disk
 USED = 0.8  # share of the memory that is free now
 CGROUP = Path("/sys/fs/cgroup")
 
@@ -125,7 +124,7 @@ def fitting(seats: Sequence[Seat], free: int) -> int:
     count, left = 0, USED * free - _base_bytes(seats[0].spec, shape)
     flying = 0
     for seat in seats:
-        tokens = min(PASS_TOKENS - flying, _step_tokens(seat))
+        tokens = min(TREE_TOKENS - flying, _step_tokens(seat))
         flying += tokens
         left -= tokens * _token_bytes(seat.spec, shape) + _kept_bytes(seat, shape)
         if left < 0:

@@ -14,10 +14,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fine_tune_runner.private.batches import Corpus, Span, Tree, make_batch
+from fine_tune_runner.private.batches import TRUNK_BYTES, Corpus, Span, Tree, make_batch
 from fine_tune_runner.private.llama import Attend, Llama, block, rotary, tree_attention
 
-MEMORY_BYTES = 2 << 30
 CHUNK_TOKENS = 1536
 SPARE_BYTES = 2 << 30  # what a file of hidden states leaves free on the disk
 
@@ -37,7 +36,7 @@ class Trunk:
         depth: int,
         *,
         scratch: Path | None = None,
-        memory_bytes: int = MEMORY_BYTES,
+        memory_bytes: int = TRUNK_BYTES,
         chunk_tokens: int = CHUNK_TOKENS,
     ) -> None:
         self._model, self._corpus, self._depth = model, corpus, depth

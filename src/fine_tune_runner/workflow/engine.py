@@ -6,6 +6,7 @@ nor a track. durable.py serves this port on DBOS; journal.py serves it for tests
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple, Protocol
@@ -16,6 +17,8 @@ from fine_tune_runner.errors import RunnerError
 from fine_tune_runner.types import Place, Run, State, Step
 
 Plan = Callable[[Run], Sequence[Step]]
+# What a run id says: client, version, track, the beginning of the content's sha256, attempt
+RUN_ID = re.compile(r"([a-z0-9][a-z0-9-]*)-v([1-9][0-9]*)-([ab])-([0-9a-f]{8})-([1-9][0-9]*)")
 # Handed what stopped each run so far, by run id; names those that are to be set going once more, at once.
 Again = Callable[[Mapping[str, RunnerError]], Sequence[Run]]
 
