@@ -33,17 +33,30 @@ class Branch:
 
 def losses(model: Llama, branches: Sequence[Branch]) -> list[Tensor]:
     """For each branch the cross-entropy of its targets, summed."""
-    hidden = rms_norm(_top(model, branches), model.norm, model.config.norm_eps)
-    rows = torch.split(hidden, [len(branch.tree.keep) for branch in branches])
-    return [_loss(model, branch.tree, kept) for branch, kept in zip(branches, rows, strict=True)]
+    return [
+        _loss(model, branch.tree, hidden)
+        for branch, hidden in zip(branches, predicting(model, branches), strict=True)
+    ]
 
 
 def _loss(model: Llama, tree: Tree, hidden_ME: Tensor) -> Tensor:
-    if tree.source != tuple(range(len(tree.keep))):  # rows part behind a position: it predicts several tokens
-        hidden_ME = hidden_ME[torch.tensor(tree.source, device=model.device)]
     targets = torch.tensor(tree.targets, device=model.device)
     total: Tensor = _HeadLoss.apply(hidden_ME, model.head, targets)  # type: ignore[no-untyped-call]
     return total
+
+
+def predicting(model: Llama, branches: Sequence[Branch]) -> list[Tensor]:
+    """For each branch [len(targets), E]: hidden states, after the last norm, that predict its targets."""
+    hidden = rms_norm(_top(model, branches), model.norm, model.config.norm_eps)
+    rows = torch.split(hidden, [len(branch.tree.keep) for branch in branches])
+    return [_spread(branch.tree, kept) for branch, kept in zip(branches, rows, strict=True)]
+
+
+def _spread(tree: Tree, hidden_ME: Tensor) -> Tensor:
+    """One row a target: where rows part behind a position, it predicts several tokens."""
+    if tree.source == tuple(range(len(tree.keep))):
+        return hidden_ME
+    return hidden_ME[torch.tensor(tree.source, device=hidden_ME.device)]
 
 
 def _top(model: Llama, branches: Sequence[Branch]) -> Tensor:
