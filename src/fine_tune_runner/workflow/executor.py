@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from fine_tune_runner.workflow.lease import Lease
 
 SWEEP_S = 2.0
+TAKING_S = 10.0  # how long a look at a queue may take that is under way when its process stops
 Outcome = dict[str, Any]  # {"state": "done" | the state of the run, "code"}: no text, which may be a client's
 
 
@@ -95,7 +96,7 @@ class Executor:
                 f"alone; cancel its run and submit it again"
             )
         _log_to(self.notice)
-        DBOS(
+        self._dbos = DBOS(
             config={
                 "name": APP,
                 "system_database_url": self._database.url,
@@ -154,12 +155,26 @@ class Executor:
         """Ask every step to end where it can go on later, wait for them, and leave the workflows alone."""
         again = self._stopping.is_set()  # a second Ctrl-C waits no more
         self._stopping.set()
+        self._take_no_more()
         deadline = time.monotonic() + (0.0 if again else wait_s)
         for thread in list(self._threads):
             thread.join(max(0.0, deadline - time.monotonic()))
         DBOS.destroy(destroy_registry=True)
         if self._lease is not None:
             self._lease.stop()
+
+    def _take_no_more(self) -> None:
+        """End the threads that take work off the queues while there is an event loop to hand it to.
+
+        DBOS itself stops the loop first: what they have just taken is then never begun, and one that waits
+        for the answer of a stopped loop waits for ever.
+        """
+        for event in self._dbos.background_thread_stop_events:
+            event.set()
+        deadline = time.monotonic() + TAKING_S
+        for thread in threading.enumerate():
+            if "queue_thread" in thread.name or thread.name.startswith("queue-worker-"):
+                thread.join(max(0.0, deadline - time.monotonic()))
 
     async def _tracked(self, work: Coroutine[Any, Any, Outcome]) -> Outcome:
         """Let a workflow go, without a word to the database, where that is away; `sweep` takes it up."""
