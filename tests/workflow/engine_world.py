@@ -93,6 +93,11 @@ def slowly(context: RunContext) -> None:
         time.sleep(0.05)
 
 
+def stubbornly(context: RunContext) -> None:
+    """A long step that hears nothing."""
+    time.sleep(100)
+
+
 def checkpointed(context: RunContext) -> None:
     """Forty training steps; each is on disk before the next, and one that is there is not done again."""
     path = context.attempt_dir / "done.txt"
@@ -187,6 +192,7 @@ def main(folder: Path, what: str, client: str = "hre") -> None:
     steps = {
         "slow": Steps(folder, train=slowly),
         "older": Steps(folder, train=slowly),
+        "stubborn": Steps(folder, train=stubbornly),
         "checkpointed": Steps(folder, train=checkpointed),
         "die": Steps(folder, train=lambda context: os._exit(9)),
         "quick": Steps(folder),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import gc
+import signal
 import threading
 from pathlib import Path
 
-from tests.workflow.engine_world import Steps, a_run, engine, ran, wait_until
+from tests.workflow.engine_world import Steps, a_run, engine, ran, start, wait_until
 
 
 def test_what_is_being_taken_off_a_queue_while_the_engine_stops_is_left_whole(tmp_path: Path) -> None:
@@ -25,3 +26,19 @@ def test_what_is_being_taken_off_a_queue_while_the_engine_stops_is_left_whole(tm
         assert [one.name for one in threading.enumerate() if one.name.startswith("queue-worker")] == []
         assert {one.status for one in database.live()} <= {"ENQUEUED", "PENDING"}
         assert {run.run_id for run in runs} >= {one.run_id for one in database.live()} != set()
+
+
+def test_a_second_ctrl_c_ends_at_once_and_the_run_goes_on_where_it_was(tmp_path: Path) -> None:
+    run_id = a_run().run_id
+    child = start(tmp_path, "stubborn")
+    wait_until(lambda: f"{run_id} train" in ran(tmp_path), child)
+    child.send_signal(signal.SIGINT)
+    assert child.stdout is not None
+    assert "Ctrl-C again ends at once" in child.stdout.readline()
+    child.send_signal(signal.SIGINT)
+    out, _ = child.communicate(timeout=60)  # its step lasts for longer
+    assert f"fine-tune resume {run_id}" in out
+    durable = engine(tmp_path, Steps(tmp_path))
+    assert durable.events(run_id)[-1].event == "run interrupted"
+    durable.resume(run_id)
+    assert ran(tmp_path) == [f"{run_id} {name}" for name in ("load", "train", "train", "score", "promote")]

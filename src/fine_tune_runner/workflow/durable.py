@@ -234,7 +234,11 @@ class Durable:
                     executor.sweep()
                     awaited.look()
         except KeyboardInterrupt:
-            executor.stop()
+            try:
+                self.notice("stopping where it can go on; Ctrl-C again ends at once")
+                executor.stop()
+            except KeyboardInterrupt:
+                executor.stop(wait_s=0.0)
             awaited.interrupt()
         for bug in (executor.bugs[run_id] for run_id in awaited.stopped if run_id in executor.bugs):
             raise bug

@@ -153,17 +153,17 @@ class Executor:
 
     def stop(self, wait_s: float = 150.0) -> None:
         """Ask every step to end where it can go on later, wait for them, and leave the workflows alone."""
-        again = self._stopping.is_set()  # a second Ctrl-C waits no more
+        left_s = 0.0 if self._stopping.is_set() else wait_s  # nobody is waited for twice
         self._stopping.set()
-        self._take_no_more()
-        deadline = time.monotonic() + (0.0 if again else wait_s)
+        self._take_no_more(min(TAKING_S, left_s))
+        deadline = time.monotonic() + left_s
         for thread in list(self._threads):
             thread.join(max(0.0, deadline - time.monotonic()))
         DBOS.destroy(destroy_registry=True)
         if self._lease is not None:
             self._lease.stop()
 
-    def _take_no_more(self) -> None:
+    def _take_no_more(self, wait_s: float) -> None:
         """End the threads that take work off the queues while there is an event loop to hand it to.
 
         DBOS itself stops the loop first: what they have just taken is then never begun, and one that waits
@@ -171,7 +171,7 @@ class Executor:
         """
         for event in self._dbos.background_thread_stop_events:
             event.set()
-        deadline = time.monotonic() + TAKING_S
+        deadline = time.monotonic() + wait_s
         for thread in threading.enumerate():
             if "queue_thread" in thread.name or thread.name.startswith("queue-worker-"):
                 thread.join(max(0.0, deadline - time.monotonic()))
