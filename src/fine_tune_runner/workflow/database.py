@@ -205,11 +205,16 @@ class Database:
         return [w for w in self.live() if w.app_version != APP_VERSION]
 
     def trainers(self, label: str | None) -> list[str]:
-        """Queues of the hosts that train, the one with the fewest waiting first."""
+        """Queues of the hosts that train, by name."""
         queues = [queue.name for queue in self.client.list_queues() if queue.name.startswith("train@")]
-        names = [name for name in queues if name.partition(":")[2] == (label or "")]
-        load = Counter(w.queue for w in self.live())
-        return sorted(names, key=lambda name: (load[name], name))
+        return sorted(name for name in queues if name.partition(":")[2] == (label or ""))
+
+    def shortest(self, queues: Sequence[str]) -> str:
+        """The queue with the fewest unfinished workflows; looked up only where there is a choice."""
+        if len(queues) == 1:
+            return queues[0]
+        load = Counter(w.queue for w in self._list(status=list(LIVE), queue_name=list(queues)))
+        return min(queues, key=lambda name: (load[name], name))
 
     @contextlib.contextmanager
     def one_line(self) -> Iterator[None]:

@@ -313,10 +313,11 @@ class Executor:
         if not offered:
             which = f" labelled {step.label}" if step.label else ""
             raise RunError(f"no worker{which} trains; start one: fine-tune worker")
-        chosen = before[-1] if before and before[-1] in offered else offered[0]
-        if not before or before[-1] != chosen:
-            context.emit("placed", queue=chosen)
-        return str(chosen)
+        if before and before[-1] in offered:
+            return str(before[-1])
+        chosen = self._database.shortest(offered)
+        context.emit("placed", queue=chosen)
+        return chosen
 
     def _perform(self, run: Run, name: str, queue: str | None) -> Outcome:
         """One step, alone in its run's folder."""
