@@ -30,6 +30,7 @@ from fine_tune_runner.types import (
 from tests.scripted_track import Letters
 
 RIGHT, WRONG = "Root cause: consent_update_missing", "Root cause: consent_default_missing_or_late"
+SYSTEM_PROMPT, DECODING = "You are an expert.", Decoding()
 Say = Callable[[str, int], str | None]  # (question id, repeat) → what the model says
 
 
@@ -79,7 +80,7 @@ def client_in(folder: Path) -> Client:
     return Client(id="small", dir=folder, config=ClientConfig(client_id="small"))
 
 
-def dataset(version: int, system_prompt: str = "You are an expert.") -> Dataset:
+def dataset(version: int, system_prompt: str = SYSTEM_PROMPT) -> Dataset:
     return Dataset(
         client_id="small",
         version=version,
@@ -102,7 +103,7 @@ def report(folder: Path, models: Models, **changes: Any) -> EvalReport:
         "base": None,
         "serve": models.serve,
         "embedder": Letters(),
-        "decoding": Decoding(),
+        "decoding": DECODING,
         "answers_dir": folder / "answers",
         "on_reply": lambda label, done, total: None,
     }
@@ -119,7 +120,12 @@ def first(count: int, *, wrong: str = WRONG) -> Say:
 
 
 def old_run(
-    folder: Path, questions: Sequence[str], say: Say, system_prompt: str = "Another."
+    folder: Path,
+    questions: Sequence[str],
+    say: Say,
+    *,
+    system_prompt: str = SYSTEM_PROMPT,
+    decoding: Decoding = DECODING,
 ) -> StoredAnswers:
     """Version 1 was evaluated on its own holdout, while it could still be called."""
     write_holdout(folder, 1, questions)
@@ -133,7 +139,7 @@ def old_run(
         base=None,
         serve=Models(old=say).serve,
         embedder=Letters(),
-        decoding=Decoding(),
+        decoding=decoding,
         answers_dir=answers,
         on_reply=lambda label, done, total: None,
     )

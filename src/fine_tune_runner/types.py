@@ -338,6 +338,7 @@ class EvalReport(msgspec.Struct, frozen=True, kw_only=True):
     not_comparable: str | None = None
     shared: tuple[str, ...] = ()
     stored_at: datetime | None = None
+    drawn_alike: bool = True  # False: those were given under another system prompt or decoding
     answers_per_question: int = 1
     warnings: tuple[str, ...] = ()
 

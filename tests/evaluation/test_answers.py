@@ -16,6 +16,7 @@ from fine_tune_runner.errors import DataError
 from fine_tune_runner.evaluation.answers import (
     SAMPLED,
     collect,
+    drawn_as,
     fingerprint,
     read_answers,
     sampled,
@@ -23,6 +24,7 @@ from fine_tune_runner.evaluation.answers import (
     write_answers,
 )
 from fine_tune_runner.evaluation.holdout import Holdout, Question, measure_of
+from fine_tune_runner.evaluation.recall import Commitment
 from fine_tune_runner.types import Answer, Decoding, Message, Model, Prompt, Reply, ScoreCard
 
 TAXONOMY = Taxonomy({label: Cause(label=label) for label in ("late_default", "no_update", "dns_record")})
@@ -243,6 +245,25 @@ def test_whatever_a_score_depends_on_changes_the_fingerprint(change: dict[str, A
     assert fingerprint(**BASE | change) != fingerprint(**BASE)
 
 
+def test_a_fingerprint_tells_how_answers_were_drawn_from_how_they_were_scored() -> None:
+    drawn = [{"decoding": Decoding(temperature=0.7)}, {"system_prompt": "Another."}]
+    scored = [{"embedder": "other"}, {"taxonomy": Taxonomy({})}, {"holdout_sha256": "other"}]
+    today = drawn_as(fingerprint(**BASE))
+    assert [drawn_as(fingerprint(**BASE | change)) == today for change in drawn] == [False, False]
+    assert [drawn_as(fingerprint(**BASE | change)) == today for change in scored] == [True, True, True]
+
+
+def test_an_answer_that_was_read_before_is_not_read_again() -> None:
+    read: dict[tuple[str, str], Commitment] = {}
+    words = {"label": "v3", "model_id": "m", "read": read}
+    replies = [reply("q1", "Root cause: late_default"), reply("q1", "Root cause: late_default", k=1)]
+    first, _ = score(replies, TWO, TAXONOMY, Letters(), DECODING, **words)
+    assert (first.recall, list(read)) == (1.0, [("q1", "Root cause: late_default")])
+    read["q1", "Root cause: late_default"] = Commitment("no_update", "line", "told to be")
+    again, _ = score(replies, TWO, TAXONOMY, Letters(), DECODING, **words)
+    assert again.recall == 0.0
+
+
 def test_the_card_and_each_answer_carry_the_fingerprint() -> None:
     card, answers = judged([reply("q1", "Root cause: late_default")], TWO)
     expected = fingerprint(**BASE | {"embedder": "letters", "system_prompt": None})
@@ -262,11 +283,11 @@ def many(n: int, *, labelled: bool) -> Holdout:
     )
 
 
-def test_up_to_200_questions_all_answers_are_held_against_references() -> None:
+def test_of_few_questions_all_answers_are_held_against_references() -> None:
     assert sampled(many(SAMPLED, labelled=True)) == list(range(SAMPLED))
 
 
-def test_beyond_200_a_sample_is_where_it_decides_nothing() -> None:
+def test_of_many_questions_a_sample_is_where_it_decides_nothing() -> None:
     questions = many(300, labelled=True)
     rows = sampled(questions)
     assert len(rows) == len(set(rows)) == SAMPLED

@@ -80,7 +80,10 @@ def test_stored_answers_to_other_questions(shared: set[str]) -> None:
     st.sampled_from(["line", "review", None]),
 )
 def test_what_stored_answers_say_of_themselves(score: float | None, stamp: str, method: Any) -> None:
-    """Scores, similarity, method and fingerprint on record change nothing: the texts are scored again."""
+    """Scores, similarity and method on record change nothing: the texts are scored again.
+
+    A fingerprint that is not today's, or none, is no evidence that they were given as today.
+    """
     with place() as folder:
         stored = old_run(folder, QUESTIONS, always(RIGHT))
         answers = [
@@ -90,6 +93,8 @@ def test_what_stored_answers_say_of_themselves(score: float | None, stamp: str, 
         write_answers(stored.path, answers)
         found = report(folder, Models(new=always(WRONG)), stored=stored)
         assert (decision(found), found.previous and found.previous.recall) == ("refuse", 1.0)
+        better = report(folder, Models(new=always(RIGHT)), stored=stored)
+        assert decide(better, 0.05, strict=True).decision == "hold"
 
 
 @FEW
@@ -169,6 +174,17 @@ def test_files_of_which_one_lacks_an_answer(gone: set[str], how: str, new_side: 
             write_answers(folder / f"{name}.jsonl", answers(side, name))
         paths = folder / "A.jsonl", folder / "B.jsonl", folder / "v2_eval.jsonl"
         assert gate_answers(*paths, Letters()).decision == "hold"
+
+
+@FEW
+@given(st.lists(st.text(max_size=12), min_size=2, max_size=2, unique_by=lambda stamp: stamp[:8]))
+def test_files_of_answers_that_were_given_in_different_ways(stamps: list[str]) -> None:
+    with place() as folder:
+        for name, text, stamp in zip(("A", "B"), (RIGHT, WRONG), stamps, strict=True):
+            write_answers(folder / f"{name}.jsonl", answers(dict.fromkeys(QUESTIONS, text), stamp))
+        paths = folder / "A.jsonl", folder / "B.jsonl", folder / "v2_eval.jsonl"
+        assert gate_answers(*paths, Letters()).strength == "weak"
+        assert gate_answers(*paths, Letters(), strict=True).decision == "hold"
 
 
 @FEW

@@ -257,6 +257,30 @@ def test_certainty_is_said_and_only_strict_lets_it_decide(
     assert undecided(new, previous, 0.05) == (0.1 <= verdict.p_worse <= 0.9)
 
 
+@given(REPEATED, st.data(), st.booleans())
+def test_answers_drawn_in_another_way_are_decided_by_the_rule_but_never_strongly(
+    previous: dict[str, list[float]], data: st.DataObject, strict: bool
+) -> None:
+    new = {q: data.draw(st.lists(st.sampled_from([0.0, 1.0]), min_size=1, max_size=10)) for q in previous}
+    alike, apart = (judge(new, previous, 0.05, strict=strict, drawn_alike=way) for way in (True, False))
+    rule = judge(new, previous, 0.05).decision
+    assert apart.strength == "weak"
+    assert "under another system prompt or decoding" in apart.reason
+    assert apart.decision == ("hold" if strict and rule == "promote" else rule)
+    assert (apart.delta, apart.p_worse, apart.lost) == (alike.delta, alike.p_worse, alike.lost)
+
+
+@given(SCORES, st.booleans())
+def test_a_stand_in_that_was_drawn_in_another_way_never_promotes_under_strict(
+    scores: dict[str, float], drawn_alike: bool
+) -> None:
+    shared = tuple(scores)
+    found = report(card(scores), card(dict.fromkeys(shared, 0.0)), shared=shared, drawn_alike=drawn_alike)
+    strict, plain = decide(found, 0.05, strict=True), decide(found, 0.05)
+    assert drawn_alike or (strict.decision, plain.strength) in (("hold", "weak"), ("hold", None))
+    assert strict.decision in ("hold", plain.decision)
+
+
 @given(SCORES, st.integers(1, 20))
 def test_many_failed_calls_never_promote(scores: dict[str, float], failed: int) -> None:
     good, bad = card(scores), card(scores, failed=len(scores) + failed)

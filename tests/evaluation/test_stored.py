@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.told_models import RIGHT, WRONG, Models, always, first, old_run, report, write_holdout
@@ -14,12 +15,15 @@ from fine_tune_runner.dataset.taxonomy import load_taxonomy
 from fine_tune_runner.errors import PolicyError
 from fine_tune_runner.evaluation.gate import decide
 from fine_tune_runner.evaluation.holdout import load_holdout
-from fine_tune_runner.types import Answerer, Model
+from fine_tune_runner.evaluation.sentence import headline
+from fine_tune_runner.types import Answerer, Decoding, Model
+
+TEN = [f"q{i}" for i in range(10)]
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    write_holdout(tmp_path, 2, [f"q{i}" for i in range(10)])
+    write_holdout(tmp_path, 2, TEN)
     return tmp_path
 
 
@@ -36,7 +40,7 @@ def test_stored_answers_stand_in_for_a_version_that_was_switched_off(folder: Pat
 
 
 def test_stored_answers_are_used_where_every_call_fails(folder: Path) -> None:
-    stored = old_run(folder, [f"q{i}" for i in range(10)], first(5))
+    stored = old_run(folder, TEN, first(5))
     found = report(folder, Models(new=always(RIGHT), old=lambda q, k: None), stored=stored)
     assert len(found.shared) == 10
     assert decide(found, 0.05).decision == "promote"
@@ -51,7 +55,7 @@ def test_under_five_shared_questions_it_holds(folder: Path) -> None:
 
 
 def test_a_broken_file_of_stored_answers_holds(folder: Path) -> None:
-    stored = old_run(folder, [f"q{i}" for i in range(10)], always(WRONG))
+    stored = old_run(folder, TEN, always(WRONG))
     stored.path.write_text("{}\n")
     verdict = decide(report(folder, Models(new=always(RIGHT)), stored=stored), 0.05)
     assert verdict.decision == "hold"
@@ -66,7 +70,7 @@ def test_a_version_that_answers_nothing_and_left_nothing_holds(folder: Path) -> 
 
 def test_answers_to_a_holdout_that_was_changed_since_hold(folder: Path) -> None:
     """An id may stand for another question by now."""
-    stored = old_run(folder, [f"q{i}" for i in range(10)], always(WRONG))
+    stored = old_run(folder, TEN, always(WRONG))
     write_holdout(folder, 1, [f"q{i}" for i in range(9, -1, -1)])
     verdict = decide(report(folder, Models(new=always(RIGHT)), stored=stored), 0.05)
     assert verdict.decision == "hold"
@@ -75,7 +79,7 @@ def test_answers_to_a_holdout_that_was_changed_since_hold(folder: Path) -> None:
 
 def test_answers_stand_in_also_where_a_label_was_confirmed_since(folder: Path) -> None:
     """A label changes no question."""
-    stored = old_run(folder, [f"q{i}" for i in range(10)], always(RIGHT))
+    stored = old_run(folder, TEN, always(RIGHT))
     row = load_holdout(stored.holdout, load_taxonomy(folder)).questions[0].row_sha256
     label = Label(row=row, root_cause="csp_blocks_tags", source="person", who="anna", at=stored.at)
     add_labels(labels_path(stored.holdout), [label])
@@ -84,17 +88,36 @@ def test_answers_stand_in_also_where_a_label_was_confirmed_since(folder: Path) -
     assert verdict.decision == "promote"
 
 
-@pytest.mark.parametrize(("system_prompt", "said"), [("You are an expert.", False), ("Another.", True)])
-def test_answers_that_were_asked_for_in_another_way_are_said_to_be(
-    folder: Path, system_prompt: str, said: bool
+def test_answers_that_were_given_as_today_compare_strongly(folder: Path) -> None:
+    found = report(folder, Models(new=always(RIGHT)), stored=old_run(folder, TEN, always(WRONG)))
+    assert decide(found, 0.05, strict=True).strength == "strong"
+    assert "another system prompt" not in found.warnings[0] + headline(found, decide(found, 0.05))
+
+
+@pytest.mark.parametrize(
+    "drawn", [{"system_prompt": "Another."}, {"decoding": Decoding(temperature=0.7)}], ids=str
+)
+def test_answers_that_were_given_in_another_way_are_weak_evidence_and_said_to_be(
+    folder: Path, drawn: dict[str, Any]
 ) -> None:
-    stored = old_run(folder, [f"q{i}" for i in range(10)], always(RIGHT), system_prompt)
+    stored = old_run(folder, TEN, always(WRONG), **drawn)
     found = report(folder, Models(new=always(RIGHT)), stored=stored)
-    assert ("in another way (fingerprint)" in found.warnings[0]) is said
+    verdict, strict = decide(found, 0.05), decide(found, 0.05, strict=True)
+    assert (verdict.decision, verdict.strength, strict.decision) == ("promote", "weak", "hold")
+    for said in (found.warnings[0], verdict.reason, strict.reason, headline(found, verdict)):
+        assert "under another system prompt or decoding" in said
+
+
+def test_answers_that_were_scored_by_another_holdout_or_taxonomy_are_as_good(folder: Path) -> None:
+    """They are scored again today; only how they were given cannot be made up for."""
+    stored = old_run(folder, TEN, always(WRONG))
+    (folder / "taxonomy.jsonl").write_text('{"label": "of_this_client_alone"}\n')
+    found = report(folder, Models(new=always(RIGHT)), stored=stored)
+    assert decide(found, 0.05).strength == "strong"
 
 
 def test_scores_on_record_are_not_taken_over(folder: Path) -> None:
-    stored = old_run(folder, [f"q{i}" for i in range(10)], first(5))
+    stored = old_run(folder, TEN, first(5))
     lines = stored.path.read_bytes().replace(b'"score":1.0', b'"score":0.0')
     stored.path.write_bytes(lines)
     found = report(folder, Models(new=always(RIGHT)), stored=stored)
@@ -103,7 +126,7 @@ def test_scores_on_record_are_not_taken_over(folder: Path) -> None:
 
 
 def test_failed_calls_among_stored_answers_are_no_answers(folder: Path) -> None:
-    failing = old_run(folder, [f"q{i}" for i in range(10)], lambda q, k: RIGHT if int(q[-1]) > 3 else None)
+    failing = old_run(folder, TEN, lambda q, k: RIGHT if int(q[-1]) > 3 else None)
     found = report(folder, Models(new=always(RIGHT)), stored=failing)
     assert found.shared == tuple(f"v2-q{i}" for i in range(4, 10))
     assert decide(found, 0.05).decision == "promote"
@@ -122,14 +145,14 @@ class Forbidden(Models):
 
 
 def test_stored_answers_stand_in_where_the_old_track_may_not_be_asked(folder: Path) -> None:
-    stored = old_run(folder, [f"q{i}" for i in range(10)], always(RIGHT))
+    stored = old_run(folder, TEN, always(RIGHT))
     found = report(folder, Forbidden(new=always(RIGHT)), stored=stored)
     assert decide(found, 0.05).decision == "promote"
     assert "Track A has no key; its answers of 2026-11-20" in found.warnings[0]
 
 
 def test_a_new_model_that_may_not_be_asked_ends_the_evaluation(folder: Path) -> None:
-    stored = old_run(folder, [f"q{i}" for i in range(10)], always(RIGHT))
+    stored = old_run(folder, TEN, always(RIGHT))
     models = Forbidden(new=always(RIGHT))
     models.forbidden = ("new",)
     with pytest.raises(PolicyError, match="no key"):

@@ -13,7 +13,7 @@ import msgspec
 from fine_tune_runner.dataset.taxonomy import load_taxonomy
 from fine_tune_runner.errors import DataError
 from fine_tune_runner.evaluation import gate
-from fine_tune_runner.evaluation.answers import read_answers, score
+from fine_tune_runner.evaluation.answers import drawn_as, read_answers, score
 from fine_tune_runner.evaluation.holdout import load_holdout
 from fine_tune_runner.evaluation.similarity import Remembered
 from fine_tune_runner.evaluation.stored import as_replies
@@ -41,6 +41,7 @@ def gate_answers(
     questions = load_holdout(holdout, taxonomy).without(leave_out)
     remembered = Remembered(embedder)
     cards, sets = [], []
+    ways: set[str] = set()
     for path in (new, previous):
         given = counted(unique(read_answers(path), path), answers)
         card, scored = score(
@@ -57,8 +58,15 @@ def gate_answers(
             )
         cards.append(card)
         sets.append(scores_of(scored))
+        ways |= {drawn_as(answer.fingerprint) for answer in given}
     verdict = gate.judge(
-        sets[0], sets[1], tolerance, strict=strict, measure=questions.measure, than=cards[1].label
+        sets[0],
+        sets[1],
+        tolerance,
+        strict=strict,
+        measure=questions.measure,
+        than=cards[1].label,
+        drawn_alike=len(ways) == 1,
     )
     return msgspec.structs.replace(verdict, holdout_sha256=questions.sha256)
 

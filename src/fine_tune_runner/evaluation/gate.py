@@ -19,6 +19,7 @@ FEW = 20  # questions; below it one lost answer alone exceeds the tolerance, so 
 SURE = 0.10  # strong below this P(worse), or above 1 less this
 LEAST_SHARED = 5  # fewer questions that both can be compared on say nothing
 MOST_FAILED = 0.10  # share of calls; above it the scores rest on chance
+DRAWN_APART = "its answers were given under another system prompt or decoding"
 EPSILON = 1e-9  # 0.35 >= 0.40 - 0.05 is False in floating point
 
 Scores = Mapping[str, Sequence[float]]  # question id → the scores of its answers, each in 0..1
@@ -99,11 +100,13 @@ def judge(
     strict: bool = False,
     measure: Measure = "recall",
     than: str = "the previous version",
+    drawn_alike: bool = True,
 ) -> Verdict:
     """The gate on two sets of answers to the same questions; `strict` turns a weak promote into hold.
 
     The plain rule decides, on the mean over questions. It is strong where P(worse) agrees with it beyond
-    .10 or .90, else weak. Whatever is missing or not a number holds. Raises nothing.
+    .10 or .90 and both sets were drawn under the same system prompt and decoding (`drawn_alike`), else weak.
+    Whatever is missing or not a number holds. Raises nothing.
     """
     compared = compare(new, previous)
     if not _is_tolerance(tolerance):
@@ -113,13 +116,15 @@ def judge(
     differences = list(compared.differences.values())
     worse, low, high = p_worse(differences, tolerance)
     decision: Decision = "promote" if passes(compared.delta, tolerance) else "refuse"
-    strong = worse < SURE if decision == "promote" else worse > 1 - SURE
+    doubts: tuple[str, ...] = () if drawn_alike else (DRAWN_APART,)
+    if not (worse < SURE if decision == "promote" else worse > 1 - SURE):
+        doubts += (f"{worse:.0%} likely worse than that",)
     reason = (
         f"{measure} {compared.new:.3f} against {compared.previous:.3f} of {than} "
         f"({compared.delta:+.3f}, tolerance {tolerance:g})"
     )
-    if not strong:
-        reason += f"; weak: {worse:.0%} likely worse than that"
+    if doubts:
+        reason += f"; weak: {' and '.join(doubts)}"
         if strict and decision == "promote":
             decision, reason = "hold", f"{reason}, and weak evidence does not promote under --strict"
     return Verdict(
@@ -135,7 +140,7 @@ def judge(
         p_worse=worse,
         low=low,
         high=high,
-        strength="strong" if strong else "weak",
+        strength="weak" if doubts else "strong",
         smallest_visible_drop=smallest_visible_drop(differences),
         answers_per_question=max(map(len, [*new.values(), *previous.values()])),
         strict=strict,
@@ -155,7 +160,15 @@ def decide(report: EvalReport, tolerance: float, *, strict: bool = False) -> Ver
         if report.shared:
             when = f" of {report.stored_at:%Y-%m-%d}" if report.stored_at else ""
             than += f", by its stored answers{when} to {len(report.shared)} shared questions"
-        verdict = judge(new, previous, tolerance, strict=strict, measure=report.measure, than=than)
+        verdict = judge(
+            new,
+            previous,
+            tolerance,
+            strict=strict,
+            measure=report.measure,
+            than=than,
+            drawn_alike=report.drawn_alike,
+        )
         verdict = msgspec.structs.replace(verdict, answers_per_question=report.answers_per_question)
     else:
         verdict = Verdict(

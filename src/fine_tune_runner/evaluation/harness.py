@@ -17,8 +17,15 @@ from fine_tune_runner.dataset.taxonomy import Taxonomy, load_taxonomy
 from fine_tune_runner.dataset.validate import leaked
 from fine_tune_runner.errors import DataError, MissingModel, PolicyError, ServingError
 from fine_tune_runner.evaluation.answers import OnReply as OnCount
-from fine_tune_runner.evaluation.answers import collect, fingerprint, score, write_answers
-from fine_tune_runner.evaluation.gate import LEAST_SHARED, card_scores, schedule, undecided
+from fine_tune_runner.evaluation.answers import (
+    Read,
+    collect,
+    drawn_as,
+    fingerprint,
+    score,
+    write_answers,
+)
+from fine_tune_runner.evaluation.gate import DRAWN_APART, LEAST_SHARED, card_scores, schedule, undecided
 from fine_tune_runner.evaluation.holdout import Holdout, edited, load_holdout
 from fine_tune_runner.evaluation.repeats import collect_repeats
 from fine_tune_runner.evaluation.similarity import Remembered
@@ -62,24 +69,18 @@ class Scorer:
         self._on_reply = on_reply
         self._replies: dict[str, tuple[Reply, ...]] = {}
         self._asked: dict[str, int] = {}
+        self._read: Read = {}
 
     @property
     def fingerprint(self) -> str:
         """What the scores depend on beside the model."""
-        return self._fingerprint(self.holdout.sha256, self.holdout.decisions_sha256)
-
-    def fingerprint_on(self, holdout_sha256: str) -> str:
-        """What it would be on another holdout, whatever people decided about answers to it."""
-        return self._fingerprint(holdout_sha256, "")
-
-    def _fingerprint(self, holdout_sha256: str, decisions_sha256: str) -> str:
         return fingerprint(
             embedder=self._embedder.fingerprint,
             decoding=self._decoding,
             system_prompt=self.holdout.system_prompt,
             taxonomy=self._taxonomy,
-            holdout_sha256=holdout_sha256,
-            decisions_sha256=decisions_sha256,
+            holdout_sha256=self.holdout.sha256,
+            decisions_sha256=self.holdout.decisions_sha256,
         )
 
     def card(self, answerers: Mapping[str, Answerer], model: Model, name: str, k: int) -> ScoreCard:
@@ -113,6 +114,7 @@ class Scorer:
             self._decoding,
             label=name,
             model_id=model.model_id,
+            read=self._read,
         )
         write_answers(self._answers_dir / f"{name}.jsonl", answers)
         return card
@@ -172,6 +174,7 @@ def measure(
     with _loaded(serve, new, other[1] if other else None) as (answerers, fault):
         pair = _until_decided(scorer, answerers, (_name(key), new), other, fault, stood_in, stages, tolerance)
     remembered.keep()
+    drawn_alike = not pair.shared or stood_in.drawn == {drawn_as(scorer.fingerprint)}
     return EvalReport(
         client_id=client.id,
         key=key,
@@ -187,10 +190,11 @@ def measure(
         not_comparable=not_comparable or (pair.fault if previous and not pair.shared else None),
         shared=pair.shared,
         stored_at=stored.at if stored and pair.shared else None,
+        drawn_alike=drawn_alike,
         answers_per_question=pair.answers,
         warnings=(
             *_edited(client, dataset, holdout, taxonomy, previous[0] if previous else None),
-            *_stood_in_for(pair, stored, stood_in, scorer),
+            *_stood_in_for(pair, stored, drawn_alike),
         ),
     )
 
@@ -235,13 +239,10 @@ def _edited(
     )
 
 
-def _stood_in_for(
-    pair: Pair, stored: StoredAnswers | None, stood_in: StandIn, scorer: Scorer
-) -> tuple[str, ...]:
+def _stood_in_for(pair: Pair, stored: StoredAnswers | None, drawn_alike: bool) -> tuple[str, ...]:
     if not pair.shared or stored is None:
         return ()
-    same = stood_in.fingerprints == {scorer.fingerprint_on(stored.holdout_sha256 or "")}
-    otherwise = "" if same else ", and had been asked or scored in another way (fingerprint) than today"
+    otherwise = "" if drawn_alike else f"; {DRAWN_APART}, so the evidence is weak at best"
     return (
         f"{pair.fault}; its answers of {stored.at:%Y-%m-%d} to {len(pair.shared)} shared questions were "
         f"scored again in its place{otherwise}",

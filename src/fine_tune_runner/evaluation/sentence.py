@@ -31,7 +31,10 @@ def headline(report: EvalReport, verdict: Verdict) -> str:
     other = f"v{report.previous_key.version}"
     old = pooled(report.previous, report) if verdict.previous is None else verdict.previous
     questions = len(report.shared) or report.new.questions
-    compared = f"{said}, {other} scores {number(old, kind(report))} on the same {questions} questions"
+    compared = (
+        f"{said}, {other} scores {number(old, kind(report))} on the same {questions} questions"
+        f"{_by_stored_answers(report)}"
+    )
     if verdict.decision == "refuse":
         allowed = points(-verdict.tolerance)
         return (
@@ -39,6 +42,15 @@ def headline(report: EvalReport, verdict: Verdict) -> str:
             f"({points(verdict.delta)} points, {allowed} allowed)."
         )
     return f"{name} may replace {other}: {compared} ({points(verdict.delta)} points)."
+
+
+def _by_stored_answers(report: EvalReport) -> str:
+    """That the older version was not asked, but stands by what it said before; "" where it was."""
+    if not report.shared:
+        return ""
+    when = f" of {report.stored_at:%Y-%m-%d}" if report.stored_at else ""
+    apart = "" if report.drawn_alike else ", given under another system prompt or decoding (weak evidence)"
+    return f" by its stored answers{when}{apart}"
 
 
 def pooled(card: ScoreCard, report: EvalReport) -> float | None:

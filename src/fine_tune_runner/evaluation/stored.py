@@ -15,7 +15,7 @@ import msgspec
 from fine_tune_runner.dataset.read import published_sha256
 from fine_tune_runner.dataset.taxonomy import Taxonomy
 from fine_tune_runner.errors import DataError
-from fine_tune_runner.evaluation.answers import read_answers
+from fine_tune_runner.evaluation.answers import drawn_as, read_answers
 from fine_tune_runner.evaluation.holdout import Holdout, load_holdout
 from fine_tune_runner.types import Answer, Reply
 
@@ -32,12 +32,12 @@ class StoredAnswers(msgspec.Struct, frozen=True, kw_only=True):
 class StandIn(msgspec.Struct, frozen=True, kw_only=True):
     """Replies that may stand in for a model, by the ids of the new holdout; `fault` is why there are none.
 
-    `fingerprints` are those that the answers carried, decisions aside: how they were drawn and scored then.
+    `drawn` says under which system prompt and decoding they were given (`answers.drawn_as`).
     """
 
     replies: tuple[Reply, ...] = ()
     fault: str = "nothing it answered is stored"
-    fingerprints: frozenset[str] = frozenset()
+    drawn: frozenset[str] = frozenset()
 
 
 def stand_in(stored: StoredAnswers, holdout: Holdout, taxonomy: Taxonomy) -> StandIn:
@@ -61,7 +61,7 @@ def stand_in(stored: StoredAnswers, holdout: Holdout, taxonomy: Taxonomy) -> Sta
     return StandIn(
         replies=as_replies(kept, shared),
         fault=f"its stored answers cover only {len({shared[a.question_id] for a in kept})} of the questions",
-        fingerprints=frozenset(a.fingerprint.partition("+")[0] for a in kept),
+        drawn=frozenset(drawn_as(a.fingerprint) for a in kept),
     )
 
 
