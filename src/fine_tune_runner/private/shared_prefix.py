@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from fine_tune_runner.private.batches import Corpus, Tree
-from fine_tune_runner.private.llama import Kept, Llama, block, rms_norm, rotary, tree_attention
+from fine_tune_runner.private.flex import attention
+from fine_tune_runner.private.llama import Kept, Llama, block, rms_norm, rotary
 from fine_tune_runner.private.lora import Adapter
 from fine_tune_runner.private.trunk import Trunk, positions
 
@@ -71,7 +72,7 @@ def _top(model: Llama, branches: Sequence[Branch]) -> Tensor:
         at += branch.tree.size
     rope = rotary(model, torch.cat([positions(b.corpus, b.tree.spans) for b in branches]).to(model.device))
     x = torch.cat([branch.trunk.states(branch.tree) for branch in branches])
-    attend = tree_attention(reaches)
+    attend = attention(model.device, model.config.head_dim, reaches)
     last = model.config.layers - 1
     for index in range(min(branches[0].adapter.layers), last):
         x = block(model, index, [(b.tree.size, b.adapter.layers[index]) for b in branches], x, rope, attend)
@@ -80,7 +81,8 @@ def _top(model: Llama, branches: Sequence[Branch]) -> Tensor:
         rows=torch.tensor(keep, device=model.device),
         loras=[(len(b.tree.keep), b.adapter.layers[last]) for b in branches],
     )
-    return block(model, last, loras, x, rope, tree_attention(reaches, keep), kept)
+    attend = attention(model.device, model.config.head_dim, reaches, keep)
+    return block(model, last, loras, x, rope, attend, kept)
 
 
 class _HeadLoss(torch.autograd.Function):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fine_tune_runner.private.batches import TRUNK_BYTES, Corpus, Span, Tree, make_batch
+from fine_tune_runner.private.flex import attention
 from fine_tune_runner.private.llama import Attend, Llama, block, rotary, tree_attention
 
 CHUNK_TOKENS = 1536
@@ -61,7 +62,7 @@ class Trunk:
     @torch.no_grad()
     def _run(self, tree: Tree) -> Tensor:
         x, rope = self._enter(tree.spans)
-        attend = tree_attention(tree.reaches)
+        attend = attention(self._model.device, self._model.config.head_dim, tree.reaches)
         for index in range(self._depth):
             x = block(self._model, index, (), x, rope, attend)
         return x
