@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from fine_tune_runner.decoding import threadsafe
 from fine_tune_runner.errors import RunnerError
 from fine_tune_runner.files import locked
 from fine_tune_runner.policy.egress import policy_of
@@ -247,4 +248,4 @@ def _folder_name(client: Client, entry: Any) -> str:
 def _read(path: Path) -> Iterator[Event]:
     for line in path.read_bytes().splitlines() if path.is_file() else ():
         with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):  # torn by a crash
-            yield msgspec.json.decode(line, type=Event)
+            yield msgspec.json.decode(line, type=threadsafe(Event))

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
+from fine_tune_runner.decoding import threadsafe
 from fine_tune_runner.errors import Interrupted, NeedsApproval, RunnerError
 from fine_tune_runner.types import Estimate, Run
 from fine_tune_runner.workflow.engine import Engine
@@ -52,4 +53,4 @@ def drive(engine: Engine, runs: Sequence[Run], confirm: Confirm) -> dict[str, Ru
 def _price(engine: Engine, run: Run) -> Estimate:
     """The estimate that a run announced before it stopped for a yes: its step is not on record yet."""
     said = [event.data for event in engine.events(run.run_id) if event.event == "estimated"]
-    return msgspec.convert(said[-1], Estimate)
+    return msgspec.convert(said[-1], threadsafe(Estimate))

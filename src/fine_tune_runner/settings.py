@@ -18,6 +18,7 @@ from urllib.parse import unquote
 import msgspec
 
 from fine_tune_runner.addresses import ollama_address, web_address
+from fine_tune_runner.decoding import threadsafe
 from fine_tune_runner.errors import ConfigError, UsageError
 from fine_tune_runner.types import Decoding, T, Track
 
@@ -51,7 +52,8 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     rank: int = 16  # LoRA rank r (Hu et al. 2021, section 4.1)
     alpha: float = 32.0  # LoRA scale is alpha / rank
-    layers: int | Literal["all"] = 10  # how many layers, counted from the top, get adapters
+    # How many layers, counted from the top, get adapters; auto: a third of them (docs/track-b.md).
+    layers: int | Literal["all", "auto"] = "auto"
     epochs: int | None = None  # None: 4 on Track B, the provider's auto rule on Track A
     learning_rate: float | None = None  # None: by the base's width (train_spec.py), the provider's own on A
     batch_size: int | None = None  # rows a step; None: 8 on Track B, the provider's own on Track A
@@ -369,7 +371,7 @@ def check_training(path: Path, training: TrainingConfig) -> None:
     rules: tuple[tuple[str, bool, str], ...] = (
         ("rank", 1 <= training.rank <= 512, "1 to 512"),
         ("alpha", training.alpha > 0, "above 0"),
-        ("layers", training.layers == "all" or training.layers >= 1, 'a number from 1, or "all"'),
+        ("layers", isinstance(training.layers, str) or training.layers >= 1, 'a number from 1, "all" or "auto"'),
         ("epochs", training.epochs is None or 1 <= training.epochs <= 100, "1 to 100"),
         ("learning_rate", training.learning_rate is None or 0 < training.learning_rate < 10, "above 0"),
         ("batch_size", training.batch_size is None or training.batch_size >= 1, "1 or more"),
@@ -422,7 +424,7 @@ def read_json(path: Path, kind: type[T], remedy: str) -> T:
     if data.startswith(b"\xef\xbb\xbf"):
         raise ConfigError(f"{path} line 1: begins with a byte order mark; save it as UTF-8 without BOM")
     try:
-        return msgspec.json.decode(data, type=kind, dec_hook=_secret)
+        return msgspec.json.decode(data, type=threadsafe(kind), dec_hook=_secret)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{path}: {error}; correct the value") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

@@ -14,6 +14,7 @@ from typing import Literal
 import msgspec
 
 from fine_tune_runner.dataset.fingerprint import row_sha256
+from fine_tune_runner.decoding import threadsafe
 from fine_tune_runner.errors import DataError
 from fine_tune_runner.files import locked, write_atomic
 from fine_tune_runner.types import EvalLabels, Example
@@ -45,7 +46,7 @@ def read_labels(path: Path) -> dict[str, Label]:
     found: dict[str, Label] = {}
     for number, line in enumerate(path.read_bytes().splitlines() if path.is_file() else (), 1):
         try:
-            label = msgspec.json.decode(line, type=Label)
+            label = msgspec.json.decode(line, type=threadsafe(Label))
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise DataError(
                 f"{path} line {number}: not a label ({error}); drop the line and run: fine-tune label"

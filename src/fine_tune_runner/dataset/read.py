@@ -14,6 +14,7 @@ import msgspec
 
 from fine_tune_runner.dataset.fingerprint import Fingerprint
 from fine_tune_runner.dataset.labels import labelled, labels_path, read_labels
+from fine_tune_runner.decoding import threadsafe
 from fine_tune_runner.errors import ConfigError, DataError, TooFewExamples, UsageError
 from fine_tune_runner.settings import Client, load_account_state
 from fine_tune_runner.types import Dataset, EvalLabels, Example, Finding, Message
@@ -32,7 +33,7 @@ class _Row(msgspec.Struct, frozen=True):
     eval: EvalLabels | None = None
 
 
-_DECODER = msgspec.json.Decoder(_Row)
+_DECODER = msgspec.json.Decoder(threadsafe(_Row))
 
 
 def train_path(client_dir: Path, version: int) -> Path:
@@ -249,7 +250,7 @@ def _type_faults(raw: bytes) -> Iterator[str]:
     parts = [(f"messages[{i}]", message, Message) for i, message in enumerate(messages)]
     for name, value, kind in (*parts, ("eval", row.get("eval"), EvalLabels | None)):
         try:
-            msgspec.convert(value, kind)
+            msgspec.convert(value, threadsafe(kind))
         except msgspec.ValidationError as error:
             match = _AT.fullmatch(str(error))
             what, key = (match[1], match[2] or "") if match else (str(error), "")

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import msgspec
 
+from fine_tune_runner.decoding import threadsafe
 from fine_tune_runner.errors import DataError
 
 _SPACE = re.compile(r"[\s_\-\u2010-\u2015]+")
@@ -120,7 +121,7 @@ def _parse(data: bytes, path: str) -> dict[str, Cause]:
             continue
         where = f"{path} line {number}"
         try:
-            cause = msgspec.json.decode(line, type=Cause)
+            cause = msgspec.json.decode(line, type=threadsafe(Cause))
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             faults.append(f"{where}: not a cause ({error}); correct or drop the line")
             continue

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import msgspec
 
 from fine_tune_runner.dataset.taxonomy import Taxonomy
+from fine_tune_runner.decoding import threadsafe
 from fine_tune_runner.errors import DataError
 from fine_tune_runner.evaluation.holdout import Holdout, Question, cause_key
 from fine_tune_runner.evaluation.nearest import CauseIndex, contrast
@@ -323,7 +324,7 @@ def read_answers(path: Path) -> tuple[Answer, ...]:
     found: list[Answer] = []
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
-            found.append(msgspec.json.decode(line, type=Answer))
+            found.append(msgspec.json.decode(line, type=threadsafe(Answer)))
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise DataError(f"{path} line {number}: not an answer ({error}); evaluate again") from None
     return tuple(found)

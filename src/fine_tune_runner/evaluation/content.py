@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from fine_tune_runner.dataset.secrets import mask
+from fine_tune_runner.decoding import threadsafe
 from fine_tune_runner.evaluation.proof import Proof
 from fine_tune_runner.evaluation.sentence import NAMES, headline, kind, number, points, pooled, shown
 from fine_tune_runner.evaluation.side_by_side import Row, question_rows
@@ -119,7 +120,7 @@ def card_list(report: EvalReport) -> list[tuple[str, ScoreCard]]:
 
 def masked(value: T, shape: type[T]) -> T:
     """The same value with every text in it masked, keys too, so that ids still match."""
-    return msgspec.convert(_masked(msgspec.to_builtins(value)), shape)
+    return msgspec.convert(_masked(msgspec.to_builtins(value)), threadsafe(shape))
 
 
 def _masked(value: Any) -> Any:

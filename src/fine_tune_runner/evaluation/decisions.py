@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from fine_tune_runner.dataset.fingerprint import text_sha256
+from fine_tune_runner.decoding import threadsafe
 from fine_tune_runner.errors import DataError
 from fine_tune_runner.files import fsync_dir, locked
 
@@ -55,7 +56,7 @@ def read_decisions(path: Path) -> Decisions:
     found: dict[str, dict[str, Decided]] = {}
     for number, line in enumerate(data[: data.rfind(b"\n") + 1].splitlines(), 1):
         try:
-            decided = msgspec.json.decode(line, type=Decided)
+            decided = msgspec.json.decode(line, type=threadsafe(Decided))
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise DataError(
                 f"{path} line {number}: not a decision ({error}); restore the file from a backup, "

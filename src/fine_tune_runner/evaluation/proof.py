@@ -16,6 +16,7 @@ import msgspec
 
 from fine_tune_runner.dataset.read import holdout_path
 from fine_tune_runner.dataset.taxonomy import load_taxonomy
+from fine_tune_runner.decoding import threadsafe
 from fine_tune_runner.errors import DataError, RegistryError
 from fine_tune_runner.evaluation.answers import read_answers
 from fine_tune_runner.evaluation.holdout import Question, load_holdout
@@ -127,7 +128,7 @@ def _losses(run_dir: Path) -> list[tuple[int, float]]:
         if b'"loss":' not in line:
             continue
         try:
-            event = msgspec.json.decode(line, type=_Progress)
+            event = msgspec.json.decode(line, type=threadsafe(_Progress))
         except (msgspec.DecodeError, UnicodeDecodeError):
             continue  # another event, or a line cut by a power cut
         if event.event in ("train step", "job status") and event.data.step and event.data.loss is not None:
@@ -176,11 +177,11 @@ def _seconds(step: _Step) -> float:
 
 def _given(steps: list[_Step], kind: type[T]) -> T | None:
     raw: Any = next((step.value for step in reversed(steps) if step.gives == kind.__name__), None)
-    return None if raw is None else msgspec.json.decode(raw, type=kind)
+    return None if raw is None else msgspec.json.decode(raw, type=threadsafe(kind))
 
 
 def _decoded(path: Path, kind: type[T]) -> T | None:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
+        return msgspec.json.decode(path.read_bytes(), type=threadsafe(kind))
     except (OSError, msgspec.DecodeError):
         return None

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from fine_tune_runner.decoding import threadsafe
 from fine_tune_runner.errors import DataError
 from fine_tune_runner.evaluation.content import Content, content
 from fine_tune_runner.evaluation.markdown import markdown
@@ -53,7 +54,7 @@ def read_report(run_dir: Path) -> tuple[EvalReport, Verdict]:
     """Report and verdict of a run, every text in them masked; DataError where it never had one."""
     path = paths(run_dir).json
     try:
-        kept = msgspec.json.decode(path.read_bytes(), type=_Kept)
+        kept = msgspec.json.decode(path.read_bytes(), type=threadsafe(_Kept))
     except FileNotFoundError:
         raise DataError(
             f"{path} is missing: this version was not evaluated yet; fine-tune eval scores it"

@@ -13,6 +13,7 @@ import msgspec
 from fine_tune_runner.dataset.read import holdout_path
 from fine_tune_runner.dataset.secrets import mask
 from fine_tune_runner.dataset.taxonomy import load_taxonomy
+from fine_tune_runner.decoding import threadsafe
 from fine_tune_runner.errors import DataError
 from fine_tune_runner.evaluation.answers import read_answers
 from fine_tune_runner.evaluation.decisions import Decided, answer_sha256
@@ -145,7 +146,7 @@ def read_words(lines: Sequence[bytes], items: Sequence[Item], where: str) -> tup
         if not line.strip():
             continue
         try:
-            word = msgspec.json.decode(line, type=Word)
+            word = msgspec.json.decode(line, type=threadsafe(Word))
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             faults.append(f"{where} line {number}: {error}; give question, answer and right (true or false)")
             continue

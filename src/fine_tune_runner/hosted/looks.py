@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from fine_tune_runner.decoding import threadsafe
 from fine_tune_runner.files import write_atomic
 
 NAME = "look.json"
@@ -33,7 +34,7 @@ def note(attempt_dir: Path, job_id: str, status: str, since: datetime, again_at:
 def last_look(attempt_dir: Path, job_id: str) -> Look | None:
     """The newest look at that job; None where there was none, or its file is no such thing."""
     try:
-        look = msgspec.json.decode((attempt_dir / NAME).read_bytes(), type=Look)
+        look = msgspec.json.decode((attempt_dir / NAME).read_bytes(), type=threadsafe(Look))
     except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError):
         return None
     return look if look.job_id == job_id else None

@@ -18,6 +18,7 @@ import httpx2
 import msgspec
 import openai
 
+from fine_tune_runner.decoding import threadsafe
 from fine_tune_runner.errors import PolicyError, ProviderError, RunnerError
 from fine_tune_runner.hosted.providers import Provider
 from fine_tune_runner.hosted.records import (
@@ -280,7 +281,7 @@ class Wire:
 
     def _decoded(self, what: str, data: bytes, kind: type[T]) -> T:
         try:
-            return msgspec.json.decode(data, type=kind)
+            return msgspec.json.decode(data, type=threadsafe(kind))
         except msgspec.DecodeError as error:
             raise ProviderError(
                 f"{self._provider.title}: {what}: the answer is not in OpenAI's wire format ({error}); "

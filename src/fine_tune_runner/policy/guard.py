@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 import msgspec
 
+from fine_tune_runner.decoding import threadsafe
 from fine_tune_runner.policy.caller import calling_frame
 from fine_tune_runner.policy.egress import (
     CHILD,
@@ -178,7 +179,7 @@ def install_from_environment() -> None:
 
     word = os.environ.get(POLICY_VARIABLE)
     if word is not None and not _in_force:
-        parent = msgspec.json.decode(word, type=_Inherited)
+        parent = msgspec.json.decode(word, type=threadsafe(_Inherited))
         install()
         _enter(Guard(parent.policy, EgressRecord(Path(parent.record)) if parent.record else None))
 

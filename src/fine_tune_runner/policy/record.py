@@ -15,6 +15,8 @@ from typing import Literal
 
 import msgspec
 
+from fine_tune_runner.decoding import threadsafe
+
 RECORD = "egress.jsonl"
 What = Literal["connect", "lookup", "program", "traffic"]
 
@@ -80,7 +82,7 @@ class EgressRecord:
         found = []
         for line in self.path.read_bytes()[start:].splitlines():
             with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
-                found.append(msgspec.json.decode(line, type=Attempt))
+                found.append(msgspec.json.decode(line, type=threadsafe(Attempt)))
         return found
 
     def size(self) -> int:

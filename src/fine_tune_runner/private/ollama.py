@@ -16,6 +16,7 @@ import httpx2
 import msgspec
 
 from fine_tune_runner.addresses import plain_to_public
+from fine_tune_runner.decoding import threadsafe
 from fine_tune_runner.errors import ConfigError, PolicyError, ProviderError
 from fine_tune_runner.settings import Secret
 from fine_tune_runner.types import Message
@@ -264,7 +265,7 @@ class Ollama:
 
     def _decoded(self, data: bytes, kind: type[T]) -> T:
         try:
-            return msgspec.json.decode(data, type=kind)
+            return msgspec.json.decode(data, type=threadsafe(kind))
         except msgspec.DecodeError as error:
             raise ProviderError(
                 f"{self.url} answers as no Ollama does ({error}); correct OLLAMA_HOST"

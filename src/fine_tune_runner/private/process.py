@@ -21,6 +21,7 @@ from typing import IO, Any
 
 import msgspec
 
+from fine_tune_runner.decoding import threadsafe
 from fine_tune_runner.errors import Interrupted, RunnerError, TrainingError
 from fine_tune_runner.policy import guard
 from fine_tune_runner.private.train_spec import TrainSpec, fingerprint, finished
@@ -147,7 +148,7 @@ def _follow(
             raise _death(child.wait(), log, deadline is not None)
         place = event.pop("place")
         if event["event"] == "done":
-            results[place] = msgspec.convert(event["summary"], TrainingSummary)
+            results[place] = msgspec.convert(event["summary"], threadsafe(TrainingSummary))
         elif event["event"] == "error" and place is None:
             raise _error(event)
         elif event["event"] == "error":

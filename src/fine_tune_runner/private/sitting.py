@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from fine_tune_runner.decoding import threadsafe
 from fine_tune_runner.errors import Interrupted, RunnerError
 from fine_tune_runner.private import train_spec
 from fine_tune_runner.private.batches import TREE_TOKENS, TRUNK_BYTES
@@ -120,7 +121,7 @@ class _Shape(msgspec.Struct, frozen=True):
 def fitting(seats: Sequence[Seat], free: int) -> int:
     """How many of the seats, from the first on, can train at once in so many free bytes; at least one."""
     config = Path(seats[0].spec.base_dir) / "config.json"
-    shape = msgspec.json.decode(config.read_bytes(), type=_Shape)
+    shape = msgspec.json.decode(config.read_bytes(), type=threadsafe(_Shape))
     count, left = 0, USED * free - _base_bytes(seats[0].spec, shape)
     flying = 0
     for seat in seats:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from fine_tune_runner.decoding import threadsafe
 from fine_tune_runner.errors import DataError, MissingModel
 from fine_tune_runner.files import sha256_file
 from fine_tune_runner.settings import TrainingConfig
@@ -82,7 +83,7 @@ def _hidden_size(base_dir: Path) -> int:
         raise MissingModel(
             f"{path} is missing; give a Hugging Face folder with config.json and *.safetensors"
         )
-    return msgspec.json.decode(path.read_bytes(), type=_Width).hidden_size
+    return msgspec.json.decode(path.read_bytes(), type=threadsafe(_Width)).hidden_size
 
 
 def fingerprint(spec: TrainSpec) -> str:
@@ -107,5 +108,5 @@ def finished(spec: TrainSpec, sha256: str) -> TrainingSummary | None:
     path = spec.adapter_dir / SUMMARY
     if not path.is_file():
         return None
-    found = msgspec.json.decode(path.read_bytes(), type=Finished)
+    found = msgspec.json.decode(path.read_bytes(), type=threadsafe(Finished))
     return found.summary if found.spec_sha256 == sha256 else None

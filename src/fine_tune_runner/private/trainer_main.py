@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from fine_tune_runner.decoding import threadsafe
 from fine_tune_runner.errors import RunnerError, TrainingError
 from fine_tune_runner.files import locked
 from fine_tune_runner.private.batches import Row
@@ -66,7 +67,7 @@ def main() -> int:
     # Libraries that print must not mix with events: stdout becomes stderr, events keep the pipe.
     events = Events(os.dup(1), stop)
     os.dup2(2, 1)
-    specs = msgspec.json.decode(_first_line(), type=list[TrainSpec])
+    specs = msgspec.json.decode(_first_line(), type=threadsafe(list[TrainSpec]))
     threading.Thread(target=_watch_parent, args=(stop,), daemon=True).start()
     try:
         results = _train(specs, events, stop)

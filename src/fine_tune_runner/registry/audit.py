@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 
+from fine_tune_runner.decoding import threadsafe
 from fine_tune_runner.errors import RegistryError
 from fine_tune_runner.files import fsync_dir
 
@@ -70,7 +71,7 @@ def read_audit(path: Path) -> Audit:
     head = GENESIS
     for number, raw in enumerate(whole.splitlines(), 1):
         try:
-            lines.append(msgspec.json.decode(raw, type=AuditLine))
+            lines.append(msgspec.json.decode(raw, type=threadsafe(AuditLine)))
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise RegistryError(
                 f"{path} line {number}: damaged ({error}); restore this file from a backup, "

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 
+from fine_tune_runner.decoding import threadsafe
 from fine_tune_runner.errors import RegistryError
 from fine_tune_runner.files import fsync_dir, locked, write_atomic, write_beside
 from fine_tune_runner.registry import edits
@@ -222,7 +223,7 @@ def _encode(entries: Entries) -> bytes:
 def _decode(data: bytes) -> tuple[Entries | None, str]:
     """The entries, or None and what is wrong with them."""
     try:
-        entries = msgspec.json.decode(data, type=tuple[RegistryEntry, ...])
+        entries = msgspec.json.decode(data, type=threadsafe(tuple[RegistryEntry, ...]))
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         return None, f"not a registry ({error})"
     found = edits.faults(entries)

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from fine_tune_runner.decoding import threadsafe
 from fine_tune_runner.types import T
 
 Part = Literal["train", "holdout", "fresh"]
@@ -74,7 +75,7 @@ class _Frames(msgspec.Struct, frozen=True):
 @cache
 def clients() -> Mapping[str, ClientText]:
     """The sample clients by id."""
-    rows = msgspec.json.decode(_data("clients.json"), type=tuple[ClientText, ...])
+    rows = msgspec.json.decode(_data("clients.json"), type=threadsafe(tuple[ClientText, ...]))
     return {row.client_id: row for row in rows}
 
 
@@ -110,7 +111,7 @@ def notes() -> tuple[str, ...]:
 
 @cache
 def _frames() -> _Frames:
-    return msgspec.json.decode(_data("frames.json"), type=_Frames)
+    return msgspec.json.decode(_data("frames.json"), type=threadsafe(_Frames))
 
 
 def _deal(seed: int, name: str, texts: Sequence[str], part: Part) -> tuple[str, ...]:
@@ -127,7 +128,7 @@ def _grouped(items: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
 
 
 def _rows(name: str, kind: type[T]) -> list[T]:
-    return [msgspec.json.decode(line, type=kind) for line in _data(name).splitlines()]
+    return [msgspec.json.decode(line, type=threadsafe(kind)) for line in _data(name).splitlines()]
 
 
 def _data(name: str) -> bytes:

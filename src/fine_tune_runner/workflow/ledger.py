@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
+from fine_tune_runner.decoding import threadsafe
 from fine_tune_runner.errors import ProviderError, RunError, RunnerError
 from fine_tune_runner.types import Clock
 from fine_tune_runner.workflow.book import Execute, book
@@ -187,7 +188,7 @@ class Ledger:
                 "ORDER BY intent_at",
                 run_id=run_id,
             )
-        return msgspec.convert(rows, list[Effect], strict=False)
+        return msgspec.convert(rows, threadsafe(list[Effect]), strict=False)
 
     def _create(
         self, create: Callable[[], str], row: _Row, doubt: bool

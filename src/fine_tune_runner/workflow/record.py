@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, TypeVar
 
 import msgspec
 
+from fine_tune_runner.decoding import threadsafe
 from fine_tune_runner.errors import DatabaseAway, Interrupted, NeedsApproval, RunError, RunnerError
 from fine_tune_runner.files import fsync_dir, lock_owner, locked, write_atomic
 from fine_tune_runner.types import Clock, Run, Step
@@ -75,7 +76,7 @@ class Record:
         """What the last step of that type gave, None where none is on record."""
         records = _records(self.folder(self.find(run_id).run))
         found = [record for record, _ in records if record.gives == kind.__name__]
-        return msgspec.json.decode(found[-1].value, type=kind) if found else None
+        return msgspec.json.decode(found[-1].value, type=threadsafe(kind)) if found else None
 
     def events(self, run_id: str) -> Sequence[Event]:
         """Everything that happened in a run, oldest first."""
@@ -202,7 +203,7 @@ class StepContext:
                 return value
         for record, _ in reversed(self._records):
             if record.gives == kind.__name__:
-                return msgspec.json.decode(record.value, type=kind)
+                return msgspec.json.decode(record.value, type=threadsafe(kind))
         raise KeyError(kind.__name__)
 
     def done(self) -> dict[str, str]:
@@ -279,7 +280,7 @@ class Tail:
         found = []
         for line in whole.splitlines():
             with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):  # torn by a crash
-                found.append(msgspec.json.decode(line, type=Event))
+                found.append(msgspec.json.decode(line, type=threadsafe(Event)))
         return found
 
 
@@ -348,7 +349,7 @@ def interrupted(run_id: str, what: str = "") -> Interrupted:
 
 def _run(folder: Path) -> Run:
     try:
-        return msgspec.json.decode((folder / "run.json").read_bytes(), type=Run)
+        return msgspec.json.decode((folder / "run.json").read_bytes(), type=threadsafe(Run))
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise RunError(f"{folder / 'run.json'}: {error}; restore it, or move this folder away") from None
 
@@ -375,7 +376,8 @@ def _records(folder: Path) -> list[tuple[StepRecord, str]]:
     for path in sorted((folder / "steps").glob("[0-9]*.json")):
         data = path.read_bytes()
         try:
-            found.append((msgspec.json.decode(data, type=StepRecord), hashlib.sha256(data).hexdigest()))
+            record = msgspec.json.decode(data, type=threadsafe(StepRecord))
+            found.append((record, hashlib.sha256(data).hexdigest()))
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise RunError(f"{path}: {error}; start a new attempt with --again") from None
     return found
@@ -401,7 +403,7 @@ def _end(file: BinaryIO) -> tuple[bool, datetime | None]:
     data = file.read()
     for line in reversed(data.splitlines()):
         with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
-            return not data.endswith(b"\n"), msgspec.json.decode(line, type=Event).at
+            return not data.endswith(b"\n"), msgspec.json.decode(line, type=threadsafe(Event)).at
     return bool(data) and not data.endswith(b"\n"), None
 
 
