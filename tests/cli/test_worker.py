@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 
@@ -62,6 +63,7 @@ def test_a_detached_run_is_done_by_a_worker_and_can_be_looked_at(place: Workplac
     # One engine a folder: another worker is turned away by name, another submit is done by this one.
     second = place.run("worker")
     assert (second.code, f"process {worker.pid} has the engine" in second.err) == (1, True)
+    assert "Worker ready" not in second.err
     done = end(worker)
     assert done.code == 0
     assert f"{run_id} step started train" in done.out
@@ -83,6 +85,21 @@ def test_a_worker_that_is_stopped_leaves_its_run_to_the_next_one(place: Workplac
         json.loads(line)["data"]["step"] for line in events.read_text().splitlines() if '"train step"' in line
     ]
     assert steps == sorted(steps), "training began from the start again"
+
+
+def test_a_second_signal_ends_a_process_that_does_runs_at_once() -> None:
+    code = (
+        "import time\nfrom fine_tune_runner.cli.background import stop_event\n"
+        "told = stop_event()\nprint('up', flush=True)\ntold.wait()\ntime.sleep(600)"
+    )
+    words = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    child = subprocess.Popen([sys.executable, "-c", code], **words)  # type: ignore[call-overload]
+    assert child.stdout.readline() == "up\n"
+    child.send_signal(signal.SIGINT)
+    assert "stops where it can go on later" in child.stdout.readline()
+    child.send_signal(signal.SIGTERM)
+    out, _ = child.communicate(timeout=60)
+    assert (child.returncode, "goes on with the next worker" in out) == (130, True)
 
 
 def test_only_failed_runs_are_retried_and_only_waiting_ones_approved(place: Workplace, run_id: str) -> None:

@@ -6,6 +6,7 @@ edge: the one place where errors become a line on stderr and an exit code.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 import click
 import msgspec
 
-from fine_tune_runner.errors import RunnerError
+from fine_tune_runner.errors import Interrupted, RunnerError
 from fine_tune_runner.policy.guard import keep_to_the_end
 
 # Command → module of this package that holds it. `--help` lists them in this order.
@@ -131,4 +132,11 @@ def say_error(code: str, message: str, as_json: bool, client_id: str | None = No
 def entry_point() -> None:
     """What the `fine-tune` script calls; the process is a command's own."""
     keep_to_the_end()
-    sys.exit(main())
+    code = main()
+    if code == Interrupted.exit_code:
+        # A step that a second Ctrl-C cut off may still be in native code, under which no interpreter ends well.
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

@@ -6,6 +6,8 @@ What operators asked for beside that hears the same events: log lines, spans, me
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,6 +17,7 @@ import click
 
 from fine_tune_runner.alerts import ENDS
 from fine_tune_runner.cli.common import Command, echo, echo_json, notice
+from fine_tune_runner.errors import Interrupted
 from fine_tune_runner.observe.log import Log
 from fine_tune_runner.runner import FineTuneRunner
 from fine_tune_runner.workflow.engine import Event
@@ -28,10 +31,15 @@ def do_runs(
     *,
     as_json: bool,
     hear: Callable[[Event], None] = lambda _event: None,
+    ready: str | None = None,
     **words: Any,
 ) -> None:
-    """Do queued runs until `stop`; `words` are those of `Engine.work`. `hear` is told of every event too."""
+    """Do queued runs until `stop`; `words` are those of `Engine.work`. `hear` is told of every event too.
+
+    `ready` is said once this process has the engine.
+    """
     ended: list[str] = []
+    unsaid = [] if ready is None else [ready]
 
     def say(event: Event) -> None:
         hear(event)
@@ -44,6 +52,8 @@ def do_runs(
             echo(f"{event.at:%Y-%m-%d %H:%M:%S} {event.run_id} {event.event}{step}")
 
     def stopped() -> bool:
+        while unsaid:  # asked for the first time when the engine is up
+            echo(unsaid.pop(), err=True)
         # Who must hear of a run is told once it is let go, for until then it counts as running.
         for run_id in [one for one in ended if line.engine.find(one).pid is None]:
             ended.remove(run_id)
@@ -51,6 +61,26 @@ def do_runs(
         return stop.is_set()
 
     line.engine.work(stopped, listener=say, **words)
+
+
+def stop_event() -> threading.Event:
+    """Set by the first Ctrl-C or SIGTERM from now on; a second one ends the process there and then.
+
+    Nothing is lost by that: what is done is on record, and whoever has the engine next goes on from there.
+    """
+    told = threading.Event()
+
+    def hear(_number: int, _frame: object) -> None:
+        # Written past the buffers, in whose middle a signal may have come.
+        if told.is_set():
+            os.write(2, b"Ended at once; what was under way goes on with the next worker\n")
+            os._exit(Interrupted.exit_code)
+        told.set()
+        os.write(2, b"Stopping; what is under way stops where it can go on later. Again: at once\n")
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, hear)
+    return told
 
 
 def log_option(command: Command) -> Command:

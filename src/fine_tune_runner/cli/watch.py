@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import signal
 import subprocess
 import sys
 import threading
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import click
 
-from fine_tune_runner.cli.background import do_runs, log_option, observed
+from fine_tune_runner.cli.background import do_runs, log_option, observed, stop_event
 from fine_tune_runner.cli.common import echo, echo_json, json_option, notice, poll_option, runner
 from fine_tune_runner.errors import ConfigError, MissingModel, RunError, RunnerError
 from fine_tune_runner.files import locked
@@ -75,9 +74,7 @@ def watch_command(
       fine-tune watch --once --json
     """
     environment = dict(os.environ)  # before a sensitive client's checks take it off the network
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda _number, _frame: stop.set())
+    stop = stop_event()
     wrong: list[str] = []
 
     def say(client: str, said: Say) -> None:
@@ -192,8 +189,6 @@ def _working(
         yield
     finally:
         stop.set()
-        if thread.is_alive():
-            echo("Stopping; what is under way stops where it can go on later", err=True)
         thread.join()
     if bugs:
         raise bugs[0]

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 from collections.abc import Sequence
 
 import click
 
-from fine_tune_runner.cli.background import do_runs, log_option, observed
-from fine_tune_runner.cli.common import echo, json_option, poll_option, runner
+from fine_tune_runner.cli.background import do_runs, log_option, observed, stop_event
+from fine_tune_runner.cli.common import json_option, poll_option, runner
 from fine_tune_runner.errors import UsageError
 from fine_tune_runner.observe.log import Log
 from fine_tune_runner.types import PLACES, Place
@@ -62,8 +60,10 @@ def worker_command(
     """Do queued runs, in this process, until Ctrl-C or SIGTERM.
 
     What is under way then stops where it can go on later; a worker that is started again, or another one,
-    goes on with it. Alone on SQLite a worker is trusted with sensitive clients; with FINE_TUNE_DATABASE_URL
-    only one that is labelled private is.
+    goes on with it. A second Ctrl-C ends it at once, as a crash would: what is done stays done.
+
+    Alone on SQLite a worker is trusted with sensitive clients; with FINE_TUNE_DATABASE_URL only one that is
+    labelled private is.
 
     With OTEL_EXPORTER_OTLP_ENDPOINT it sends a span a run and a step there, over HTTP; those of sensitive
     clients only within the private network. Log lines, spans and metrics hold ids, times and numbers, never
@@ -75,11 +75,9 @@ def worker_command(
       fine-tune worker --queues train,evaluate --label private
       fine-tune worker --metrics 127.0.0.1:9464 --log-json /var/log/fine-tune.jsonl
     """
-    told = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda _number, _frame: told.set())
+    told = stop_event()
     line = runner(poll_s)
     with observed(line, log, metrics_at) as hear:
-        echo("Worker ready; stop it with Ctrl-C", err=True)
-        do_runs(line, told, as_json=as_json, hear=hear, places=queues, labels=labels or None)
+        ready = "Worker ready; stop it with Ctrl-C"
+        do_runs(line, told, as_json=as_json, hear=hear, ready=ready, places=queues, labels=labels or None)
     return 0
