@@ -371,7 +371,7 @@ def check_training(path: Path, training: TrainingConfig) -> None:
     rules: tuple[tuple[str, bool, str], ...] = (
         ("rank", 1 <= training.rank <= 512, "1 to 512"),
         ("alpha", training.alpha > 0, "above 0"),
-        ("layers", isinstance(training.layers, str) or training.layers >= 1, 'a number from 1, "all" or "auto"'),
+        ("layers", isinstance(training.layers, str) or training.layers >= 1, '1 or more, "all", "auto"'),
         ("epochs", training.epochs is None or 1 <= training.epochs <= 100, "1 to 100"),
         ("learning_rate", training.learning_rate is None or 0 < training.learning_rate < 10, "above 0"),
         ("batch_size", training.batch_size is None or training.batch_size >= 1, "1 or more"),

@@ -79,7 +79,7 @@ def _sit(seats: Sequence[Seat], trainer: Trainer) -> TrainingSummary | RunnerErr
             "train started",
             base=seat.base,
             rank=seat.spec.training.rank,
-            layers=seat.spec.training.layers,
+            layers=_trained_layers(seat.spec),
             steps=seat.context.value(Estimate).steps,
             **company,
         )
@@ -106,7 +106,7 @@ def _seats(own: Seat, others: Iterable[RunContext], seat_of: Callable[[RunContex
 
 def _shared(spec: TrainSpec) -> tuple[object, ...]:
     training = spec.training
-    return spec.base_dir, training.layers, training.device, training.dtype, training.threads
+    return spec.base_dir, _trained_layers(spec), training.device, training.dtype, training.threads
 
 
 class _Shape(msgspec.Struct, frozen=True):
@@ -140,9 +140,8 @@ def _step_tokens(seat: Seat) -> int:
     return round(seat.shared + (training.batch_size or 1) * (seat.tokens.mean - seat.shared))
 
 
-def _trained_layers(spec: TrainSpec, shape: _Shape) -> int:
-    layers = spec.training.layers
-    return shape.num_hidden_layers if layers == "all" else min(layers, shape.num_hidden_layers)
+def _trained_layers(spec: TrainSpec) -> int:
+    return int(train_spec.resolve(spec.training, Path(spec.base_dir)).layers)
 
 
 def _size(spec: TrainSpec) -> int:
@@ -162,12 +161,12 @@ def _token_bytes(spec: TrainSpec, shape: _Shape) -> int:
     Fitted to SmolLM2-135M, float32, 10 of 30 layers: 1.06 MB against 0.9 MB measured (peak less base).
     """
     layer = 16 * shape.hidden_size + 8 * shape.intermediate_size
-    return _trained_layers(spec, shape) * layer * _size(spec) + shape.vocab_size * 4
+    return _trained_layers(spec) * layer * _size(spec) + shape.vocab_size * 4
 
 
 def _kept_bytes(seat: Seat, shape: _Shape) -> int:
     """What a client keeps between steps: adapter, gradients, two moments, and hidden states of its trunk."""
-    layers = _trained_layers(seat.spec, shape)
+    layers = _trained_layers(seat.spec)
     widths = 14 * shape.hidden_size + 4 * shape.intermediate_size  # in and out of the seven linears
     adapter = layers * seat.spec.training.rank * widths * 16
     trunk = (

@@ -6,6 +6,7 @@ No torch here: the process that asks for a training imports this and starts at o
 from __future__ import annotations
 
 import hashlib
+import math
 from pathlib import Path
 
 import msgspec
@@ -41,8 +42,9 @@ class TrainSpec(msgspec.Struct, frozen=True, kw_only=True):
         return Path(self.out_dir) / "checkpoints"
 
 
-class _Width(msgspec.Struct, frozen=True):
+class _Shape(msgspec.Struct, frozen=True):
     hidden_size: int
+    num_hidden_layers: int
 
 
 class Finished(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,16 +55,28 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def resolve(training: TrainingConfig, base_dir: Path) -> TrainingConfig:
-    """The defaults of Track B in place of None (`threads` stays: None means all cores).
+    """The defaults of Track B in place of None (`threads` stays: None means all cores), `layers` a number.
 
     The learning rate follows the base's hidden size. Raises MissingModel where it has no config.json.
     """
+    shape = _shape(base_dir)
     return msgspec.structs.replace(
         training,
         epochs=training.epochs or 4,
-        learning_rate=training.learning_rate or default_learning_rate(_hidden_size(base_dir)),
+        learning_rate=training.learning_rate or default_learning_rate(shape.hidden_size),
         batch_size=training.batch_size or 8,
+        layers=trained_layers(training.layers, shape.num_hidden_layers),
     )
+
+
+def trained_layers(asked: int | str, depth: int) -> int:
+    """How many of a base's `depth` layers get adapters: all, the number asked for, or by itself a third.
+
+    A third of SmolLM2-135M's 30, rounded up, is the 10 of docs/track-b.md, "How many layers".
+    """
+    if isinstance(asked, int):
+        return min(asked, depth)
+    return depth if asked == "all" else math.ceil(depth / 3)
 
 
 def default_learning_rate(hidden: int) -> float:
@@ -77,13 +91,13 @@ def default_learning_rate(hidden: int) -> float:
     return 2e-3 * share
 
 
-def _hidden_size(base_dir: Path) -> int:
+def _shape(base_dir: Path) -> _Shape:
     path = base_dir / "config.json"
     if not path.is_file():
         raise MissingModel(
             f"{path} is missing; give a Hugging Face folder with config.json and *.safetensors"
         )
-    return msgspec.json.decode(path.read_bytes(), type=threadsafe(_Width)).hidden_size
+    return msgspec.json.decode(path.read_bytes(), type=threadsafe(_Shape))
 
 
 def fingerprint(spec: TrainSpec) -> str:
@@ -98,7 +112,9 @@ def fingerprint(spec: TrainSpec) -> str:
     if not Path(spec.train_path).is_file():
         raise DataError(f"{spec.train_path} is missing; the upstream pipeline writes it")
     weights = sorted((path.name, path.stat().st_size) for path in config.parent.glob("*.safetensors"))
-    training = msgspec.structs.replace(resolved, checkpoint_every=1, threads=None)
+    # As written where it is no "auto": trainings that began before that existed are known again.
+    layers = resolved.layers if spec.training.layers == "auto" else spec.training.layers
+    training = msgspec.structs.replace(resolved, layers=layers, checkpoint_every=1, threads=None)
     parts = (training, sha256_file(Path(spec.train_path)), sha256_file(config), weights)
     return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
 

@@ -23,7 +23,6 @@ from fine_tune_runner.private.learner import Learner, Progress
 from fine_tune_runner.private.llama_config import LlamaConfig
 from fine_tune_runner.private.lora_layout import PeftAdapter, save_peft
 from fine_tune_runner.private.train_spec import SUMMARY, Finished, TrainSpec, fingerprint, resolve
-from fine_tune_runner.settings import TrainingConfig
 from fine_tune_runner.types import TrainingSummary
 
 # What one pass through the model is about: places in the list of learners, and the tree of each.
@@ -90,7 +89,7 @@ def train_adapters(
     sittings: dict[int, tuple[Learner, Corpus]] = {}
     for place, spec in enumerate(specs):
         try:
-            sittings[place] = _begin(spec, rows[place], progress[place], backend)
+            sittings[place] = begin(spec, rows[place], progress[place], backend)
         except TrainingError as error:
             results[place] = error
     fit([learner for learner, _ in sittings.values()], backend, stopping)
@@ -99,15 +98,19 @@ def train_adapters(
     return [results[place] for place in range(len(specs))]
 
 
-def _begin(
+def begin(
     spec: TrainSpec, rows: Sequence[Row], progress: Progress, backend: Backend[Any]
 ) -> tuple[Learner, Corpus]:
+    """One client's learner on a loaded base, for `fit`; goes on from a checkpoint of this very spec.
+
+    Its frozen layers are computed here. Raises TrainingError where a row does not fit the base.
+    """
     training = resolve(spec.training, Path(spec.base_dir))
     _check_rows(rows, backend.config)
     corpus = lay_out(rows)
     size, seed = training.batch_size or 1, training.seed
     learner = Learner(
-        backend.begin(corpus, training, _trained_layers(training, backend.config), Path(spec.out_dir)),
+        backend.begin(corpus, training, int(training.layers), Path(spec.out_dir)),
         lambda epoch: epoch_batches(corpus, batch_size=size, seed=seed, epoch=epoch),
         training,
         progress,
@@ -127,7 +130,6 @@ def _end(
     settings = {
         **msgspec.to_builtins(training),
         **backend.settings(),
-        "layers": _trained_layers(training, backend.config),
         "prefix_tokens": corpus.prefix,
         "rows": len(corpus.chats),
     }
@@ -143,10 +145,6 @@ def _end(
     except TrainingError as error:
         return error
     return summary
-
-
-def _trained_layers(training: TrainingConfig, config: LlamaConfig) -> int:
-    return config.layers if training.layers == "all" else min(training.layers, config.layers)
 
 
 def _check_rows(rows: Sequence[Row], config: LlamaConfig) -> None:
