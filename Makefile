@@ -28,7 +28,7 @@ learn: fetch
 # Beside TRL and PEFT, which are installed for this alone; takes hours on two cores.
 bench: fetch
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[bench]'
-	$(BIN)/python benchmarks/train.py --search
+	$(BIN)/python benchmarks/train.py --search --layers 10 30 --vary prompt rows clients
 
 # 200 kills over 40 runs of both tracks.
 soak: fetch

@@ -1,11 +1,14 @@
 """How long training takes beside TRL's SFTTrainer and a plain PEFT loop: the same data, start and steps.
 
-    make bench          (python benchmarks/train.py [--rows 112] [--epochs 2] [--repeats 5] [--layers 10])
+    make bench          (python benchmarks/train.py [--layers 10 30] [--epochs 1] [--repeats 5])
+    python benchmarks/train.py --who --vary prompt rows clients       the second tables alone
+    python benchmarks/train.py --who ours-mlx mlx-lm --rows 4 --layers 1     where mlx-lm is installed
 
-Each run is a process of its own, in alternation. All train the same rows in the same batches in the same
-order, from the same first adapter, with the same optimizer and schedule, so after as many steps they stand at
-the same held-out loss: it is printed, and the time to it is what is compared. Our first epoch, which computes
-the frozen layers, counts. TRL's best setting is looked for first, one setting at a time (`--search`).
+Each run is a process of its own (trainers.py), in alternation. All take as many steps over the same rows in
+the same batches, from the same first adapter, so they end at the same held-out loss (checked), and the time
+to it is what is compared; our first epoch, which computes the frozen layers, counts. `--search` looks for
+TRL's best setting first. A run beside which anything else took more than `--others` of the processors is
+done again, three times at most.
 """
 
 from __future__ import annotations
@@ -19,26 +22,21 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
-import numpy as np
 
 from fine_tune_runner.dataset.read import examples
 from fine_tune_runner.dataset.render import ChatTokenizer
 from fine_tune_runner.private import bases
-from fine_tune_runner.private.batches import Row, epoch_batches, lay_out
-from fine_tune_runner.private.learner import learning_rate
-from fine_tune_runner.private.llama_config import read_config
-from fine_tune_runner.private.lora_layout import start
-from fine_tune_runner.private.train_spec import TrainSpec
+from fine_tune_runner.private.batches import Row, lay_out
 from fine_tune_runner.sample import write_clients
-from fine_tune_runner.settings import DEFAULT_BASE, TrainingConfig, load_settings
+from fine_tune_runner.settings import DEFAULT_BASE, load_settings
+from trainers import HELD_OUT, Job, Result
 
 CLIENT = "teleios"
-SEED, RANK, ALPHA = 0, 16, 32.0
 # TRL's settings that are tried, each against the best so far; the first value of each is where it starts.
 TRL: dict[str, tuple[Any, ...]] = {
     "dtype": ("float32", "bfloat16"),
@@ -48,361 +46,246 @@ TRL: dict[str, tuple[Any, ...]] = {
     "packing": (False, True),
     "threads": (os.cpu_count() or 1, 1),
 }
-SEARCH_ROWS = 16
+FEW = 16  # rows on which TRL's settings are tried; its time a row does not depend on how many there are
+PROMPTS, ROWS, CLIENTS = (0, 200, 576, 2000), (50, 112, 500, 2000), (1, 2, 4, 8, 16)
+TRIES = 3
+SAME_LOSS = 1e-3  # relative; float32 sums in another order, over all steps
 
 
-class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """What a child does; `rows` are tokens and loss mask, in a file of their own."""
+class Bench(NamedTuple):
+    """What all runs of a call share."""
 
-    who: str
-    base_dir: str
-    folder: str
-    rows: int
-    epochs: int
-    batch: int
-    layers: int
+    job: Job
+    setting: Mapping[str, Any]
+    repeats: int
+    others: float
     rate: float
-    setting: dict[str, Any] = {}
-
-
-class Result(msgspec.Struct, frozen=True, kw_only=True):
-    """Seconds on the clock and of processor; `start_s` is imports and loading, not in `train_s`."""
-
-    who: str
-    start_s: float
-    train_s: float
-    cpu_s: float
-    peak_mb: float
-    tokens: int
-    loss_tokens: int
-    held_out: float
 
 
 def main() -> int:
-    """Parent: find TRL's best setting, run all in alternation, print. Child: one run, one line of JSON."""
-    if sys.argv[1:2] == ["--child"]:
-        print(msgspec.json.encode(child(msgspec.json.decode(sys.argv[2], type=Job))).decode())
-        return 0
+    """Find TRL's best setting, run all in alternation, print."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rows", type=int, default=112)
-    parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--layers", type=int, default=10, help="how many from the top get adapters")
-    parser.add_argument("--rate", type=float, default=5e-3)
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--batch", type=int, default=8, help="rows an optimizer step, for all")
+    parser.add_argument(
+        "--layers", type=int, nargs="+", default=[10], help="how many from the top get adapters"
+    )
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--who", nargs="+", default=["ours", "trl", "peft"])
+    parser.add_argument("--who", nargs="*", default=["ours", "trl", "peft"], help="none: no main table")
+    parser.add_argument("--others", type=float, default=0.03, help="share of the processors, at most")
+    parser.add_argument("--vary", nargs="+", choices=tuple(TABLES), default=[])
+    parser.add_argument("--values", type=int, nargs="+", help="in place of the table's own")
     parser.add_argument("--search", action="store_true", help="look for TRL's best setting first")
+    parser.add_argument("--trl", type=json.loads, default={}, help='its setting, as {"micro": 2}')
     parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    words = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        base_dir = prepare(Path(folder))
         job = Job(
             who="",
-            base_dir=base_dir,
+            base_dir=str(bases.resolve(DEFAULT_BASE, load_settings(os.environ), offline=True).dir),
             folder=folder,
-            rows=options.rows,
-            epochs=options.epochs,
-            batch=options.batch,
-            layers=options.layers,
-            rate=options.rate,
+            rows=words.rows,
+            epochs=words.epochs,
+            batch=words.batch,
+            layers=words.layers[0],
+            rate=words.learning_rate,
         )
-        setting = {name: values[0] for name, values in TRL.items()}
-        if options.search:
-            setting = search(job, setting)
-        results = []
-        for _ in range(options.repeats):
-            for who in options.who:
-                results.append(run(job, who, setting if who == "trl" else {}))
-                print(f"  {results[-1]}", file=sys.stderr)
-    table(results, setting)
-    if options.json:
-        options.json.write_bytes(msgspec.json.encode({"job": job, "trl": setting, "results": results}))
+        prepare(job)
+        setting = {name: values[0] for name, values in TRL.items()} | words.trl
+        bench = Bench(job, setting, words.repeats, words.others, matmul_rate())
+        bench = bench._replace(setting=search(bench)) if words.search else bench
+        print(machine(bench), flush=True)
+        results: list[Any] = []
+        for layers in words.layers if words.who else ():
+            own = bench._replace(job=msgspec.structs.replace(job, layers=layers))
+            results.append({"layers": layers, "results": beside(own, words.who)})
+        results += [{"vary": name, "results": TABLES[name](bench, words.values)} for name in words.vary]
+    if words.json:
+        words.json.write_bytes(msgspec.json.encode({"job": job, "trl": bench.setting, "results": results}))
     return 0
 
 
-def prepare(folder: Path) -> str:
-    """Tokenise the sample client's rows once, and its holdout; the base's folder."""
-    settings = load_settings(os.environ)
-    base = bases.resolve(DEFAULT_BASE, settings, offline=True)
-    write_clients(folder / "clients", seed=SEED)
-    tokenizer = ChatTokenizer(base.dir)
-    (path,) = (folder / "clients").rglob(f"{CLIENT}/v1.jsonl")
-    encoded = [tokenizer.encode(example.messages) for example in examples(path)]
-    rows = [{"tokens": list(row.tokens), "mask": list(row.loss_mask)} for row in encoded]
-    (folder / "rows.json").write_text(json.dumps(rows))
-    return str(base.dir)
-
-
-def run(job: Job, who: str, setting: dict[str, Any]) -> Result:
-    """One run in a process of its own; what it says on stderr is shown where it fails."""
-    word = msgspec.json.encode(msgspec.structs.replace(job, who=who, setting=setting)).decode()
-    env = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run(
-        [sys.executable, __file__, "--child", word], capture_output=True, text=True, env=env, check=False
+def machine(bench: Bench) -> str:
+    """One line on what the figures were taken on."""
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        name = next(
+            (line.split(": ")[1] for line in info.read_text().split("\n") if "model name" in line), name
+        )
+    return (
+        f"{name}, {os.cpu_count()} cores, {bench.rate / 1e9:.0f} GFLOP/s in a float32 matmul; "
+        f"TRL: {json.dumps(bench.setting)}"
     )
-    if done.returncode:
-        raise SystemExit(f"{who} {setting}: exit {done.returncode}\n{done.stderr[-2000:]}")
-    return msgspec.json.decode(done.stdout.splitlines()[-1], type=Result)
 
 
-def search(job: Job, setting: dict[str, Any]) -> dict[str, Any]:
+def matmul_rate() -> float:
+    """Floating-point operations a second of a large float32 matrix product on all cores, the best of ten."""
+    code = (
+        "import time, torch\na = torch.randn(2048, 2048)\nbest = 9.9\n"
+        "for _ in range(10):\n  at = time.perf_counter(); a @ a; best = min(best, time.perf_counter() - at)\n"
+        "print(2 * 2048 ** 3 / best)"
+    )
+    return float(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
+
+
+def prepare(job: Job, *, prompt: int | None = None, clients: int = 1) -> None:
+    """Write rows.json: the sample client's rows, then HELD_OUT questions of its holdout, for each client.
+
+    With `prompt` all rows begin with so many tokens in place of theirs. Rows beyond the sample's are its own
+    with another token behind the prompt, and so share no more than that; further clients have other prompts.
+    """
+    folder = Path(job.folder)
+    tokenizer = ChatTokenizer(Path(job.base_dir))
+    write_clients(folder / "clients", seed=0)
+    (train,) = (folder / "clients").rglob(f"{CLIENT}/v1.jsonl")
+    own, held = (
+        [tokenizer.encode(example.messages) for example in examples(path)]
+        for path in (train, train.with_name("v1_eval.jsonl"))
+    )
+    encoded = [Row(tokens=row.tokens, loss_mask=row.loss_mask) for row in (*own, *held[:HELD_OUT])]
+    shared = lay_out(encoded).prefix
+    size = shared if prompt is None else prompt
+    first = list(encoded[0].tokens[:shared]) * (size // shared + 1)
+
+    def row(place: int, client: int) -> dict[str, Any]:
+        source = encoded[place % len(own)] if place < job.rows else encoded[place - job.rows + len(own)]
+        more = [1000 + place] if len(own) <= place < job.rows else []
+        turned = (first[client:] + first[:client])[:size]
+        return {
+            "tokens": [*turned, *more, *source.tokens[shared:]],
+            "mask": [*[False] * (size + len(more)), *source.loss_mask[shared:]],
+        }
+
+    rows = [[row(place, client) for place in range(job.rows + HELD_OUT)] for client in range(clients)]
+    (folder / "rows.json").write_text(json.dumps(rows))
+
+
+def run(bench: Bench, who: str, **changes: Any) -> Result:
+    """One run in a process of its own; what it says on stderr is shown where it fails."""
+    setting = dict(bench.setting) if who == "trl" else {}
+    job = msgspec.structs.replace(bench.job, who=who, **{"setting": setting, **changes})
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    for left in reversed(range(TRIES)):
+        word = msgspec.json.encode(job).decode()
+        command = [sys.executable, str(Path(__file__).with_name("trainers.py")), word]
+        done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+        if done.returncode:
+            raise SystemExit(f"{who} {job.setting}: exit {done.returncode}\n{done.stderr[-2000:]}")
+        result = msgspec.json.decode(done.stdout.splitlines()[-1], type=Result)
+        said = f"{who} {result.train_s:.1f} s, {result.cpu_s:.1f} s of processor, others {result.others:.1%}"
+        print(f"  {time.strftime('%H:%M:%S')} {said}", file=sys.stderr, flush=True)
+        if result.others <= bench.others or not left:
+            break
+    return result
+
+
+def search(bench: Bench) -> Mapping[str, Any]:
     """TRL's fastest setting on a few rows, one setting after the other against the best so far."""
-    few = msgspec.structs.replace(job, rows=SEARCH_ROWS, epochs=1)
-    best = run(few, "trl", setting).train_s
+    few = bench._replace(job=msgspec.structs.replace(bench.job, rows=FEW, epochs=1))
+    setting, best = {**bench.setting}, run(few, "trl").train_s
     for name, values in TRL.items():
         for value in values[1:]:
+            if name == "micro" and value > bench.job.batch:
+                continue
             tried = setting | {name: value}
             try:
-                seconds = run(few, "trl", tried).train_s
+                seconds = run(few, "trl", setting=tried).train_s
             except SystemExit as error:
                 print(f"  TRL {name}={value}: {error}", file=sys.stderr)
                 continue
-            print(f"  TRL {name}={value}: {seconds:.1f} s against {best:.1f} s", file=sys.stderr)
+            print(f"TRL {name}={value}: {seconds:.1f} s against {best:.1f} s", flush=True)
             if seconds < best:
                 best, setting = seconds, tried
     return setting
 
 
-def child(job: Job) -> Result:
-    """Train as `job.who` does."""
-    rows = [Row(tokens=row["tokens"], loss_mask=row["mask"]) for row in _rows(job)]
-    # The last rows of the file are held out from the loss that is compared; nobody trains on them.
-    kept, train = rows[-8:], rows[: min(job.rows, len(rows) - 8)]
-    began, cpu = time.monotonic(), time.process_time()
-    how = {"ours": _ours, "peft": _peft, "trl": _trl}[job.who]
-    loaded, ended, tensors = how(job, train)
-    import resource
-
-    return Result(
-        who=job.who,
-        start_s=loaded - began,
-        train_s=ended - loaded,
-        cpu_s=time.process_time() - cpu,
-        peak_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        tokens=job.epochs * sum(len(row.tokens) for row in train),
-        loss_tokens=job.epochs * sum(sum(row.loss_mask[1:]) for row in train),
-        held_out=_held_out(job, kept, tensors),
+def beside(bench: Bench, names: Sequence[str]) -> list[Result]:
+    """The main table: everyone in alternation; raises AssertionError where they did not do the same."""
+    results = [run(bench, who) for _ in range(bench.repeats) for who in names]
+    assert len({(r.tokens, r.loss_tokens) for r in results}) == 1, "not the same tokens"
+    losses = [r.held_out for r in results]
+    assert max(losses) - min(losses) <= SAME_LOSS * min(losses), f"not the same held-out loss: {losses}"
+    job, first = bench.job, results[0]
+    print(
+        f"\n{job.rows} rows, {job.epochs} epochs, {first.tokens:,} tokens, {first.loss_tokens:,} with loss; "
+        f"LoRA on {job.layers} layers, batch {job.batch}; medians of {bench.repeats}"
     )
-
-
-def _rows(job: Job) -> list[dict[str, Any]]:
-    return json.loads((Path(job.folder) / "rows.json").read_text())  # type: ignore[no-any-return]
-
-
-def _training(job: Job) -> TrainingConfig:
-    return TrainingConfig(
-        rank=RANK,
-        alpha=ALPHA,
-        layers=job.layers,
-        epochs=job.epochs,
-        learning_rate=job.rate,
-        batch_size=job.batch,
-        seed=SEED,
-        checkpoint_every=10**6,
-        device="cpu",
+    print(
+        "who        train s  with start   CPU s  peak MB  tokens/s  held-out loss  matmul share  times ours"
     )
-
-
-def _plan(job: Job, train: list[Row]) -> list[list[int]]:
-    """The rows of each step; every trainer gets this order."""
-    corpus = lay_out(train)
-    return [
-        list(batch.chats)
-        for epoch in range(job.epochs)
-        for batch in epoch_batches(corpus, batch_size=job.batch, seed=SEED, epoch=epoch)
-    ]
-
-
-def _ours(job: Job, train: list[Row]) -> tuple[float, float, dict[str, Any]]:
-    from fine_tune_runner.private.backend import load_backend
-    from fine_tune_runner.private.trainer import _begin, fit
-
-    spec = TrainSpec(
-        base_dir=job.base_dir,
-        train_path=str(Path(job.folder) / "rows.json"),
-        out_dir=tempfile.mkdtemp(dir=job.folder),
-        training=_training(job),
-    )
-    backend = load_backend(spec.training, Path(job.base_dir))
-    loaded = time.monotonic()
-    learner, _ = _begin(spec, train, _Silent(), backend)
-    fit([learner], backend, lambda: False)
-    ended = time.monotonic()
-    return loaded, ended, {k: np.asarray(v) for k, v in learner.trainable.adapter.tensors().items()}
-
-
-class _Silent:
-    def on_step(self, *_: float) -> None: ...
-    def on_checkpoint(self, *_: int) -> None: ...
-
-
-def _tuned(job: Job, dtype: str, attention: str) -> Any:
-    """The base with PEFT adapters on the same layers, with the same first numbers."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    base = AutoModelForCausalLM.from_pretrained(
-        job.base_dir, dtype=getattr(torch, dtype), attn_implementation=attention
-    )
-    config = read_config(Path(job.base_dir))
-    top = range(config.layers - job.layers, config.layers)
-    tuned = get_peft_model(
-        base,
-        LoraConfig(
-            r=RANK,
-            lora_alpha=ALPHA,
-            task_type="CAUSAL_LM",
-            layers_to_transform=list(top),
-            target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
-        ),
-    )
-    first = start(dict.fromkeys(top, config.shapes), rank=RANK, seed=SEED)
-    named = {key.replace(".weight", ".default.weight"): torch.from_numpy(v) for key, v in first.items()}
-    _, unexpected = tuned.load_state_dict(named, strict=False)
-    assert not unexpected
-    return tuned
-
-
-def _numbers(tuned: Any) -> dict[str, Any]:
-    return {
-        name.replace(".default", ""): parameter.detach().float().cpu().numpy()
-        for name, parameter in tuned.named_parameters()
-        if parameter.requires_grad
-    }
-
-
-def _peft(job: Job, train: list[Row]) -> tuple[float, float, dict[str, Any]]:
-    """PEFT on transformers, full rows, padded batches, logits where there is loss only through labels."""
-    import torch
-
-    tuned = _tuned(job, "float32", "sdpa")
-    parameters = [p for p in tuned.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=job.rate, weight_decay=0.0)
-    plan = _plan(job, train)
-    loaded = time.monotonic()
-    for step, chats in enumerate(plan):
-        tokens, mask, labels = _padded([train[i] for i in chats])
-        loss = tuned(input_ids=tokens, attention_mask=mask, labels=labels).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, len(plan), peak=job.rate, warmup=0.1)
-        optimizer.step()
-        optimizer.zero_grad()
-    return loaded, time.monotonic(), _numbers(tuned)
-
-
-def _padded(rows: list[Row]) -> tuple[Any, Any, Any]:
-    import torch
-
-    length = max(len(row.tokens) for row in rows)
-    tokens, mask = torch.zeros(len(rows), length, dtype=torch.long), torch.zeros(len(rows), length)
-    labels = torch.full((len(rows), length), -100)
-    for place, row in enumerate(rows):
-        size = len(row.tokens)
-        tokens[place, :size], mask[place, :size] = torch.tensor(row.tokens), 1
-        labels[place, :size] = torch.tensor(list(_labels(row)))
-    return tokens, mask, labels
-
-
-def _labels(row: Row) -> Iterator[int]:
-    return (t if target else -100 for t, target in zip(row.tokens, row.loss_mask, strict=True))
-
-
-def _trl(job: Job, train: list[Row]) -> tuple[float, float, dict[str, Any]]:
-    """TRL's SFTTrainer with the loss of the assistant's tokens, our order of rows, our schedule."""
-    import torch
-    from datasets import Dataset
-    from torch.utils.data import SequentialSampler
-    from transformers import PreTrainedTokenizerFast
-    from trl import SFTConfig, SFTTrainer
-
-    class InOrder(SFTTrainer):  # type: ignore[misc]
-        def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-            return SequentialSampler(train_dataset or self.train_dataset)
-
-    setting = job.setting
-    torch.set_num_threads(setting["threads"])
-    tuned = _tuned(job, setting["dtype"], setting["attention"])
-    plan = _plan(job, train)
-    order = [train[i] for chats in plan for i in chats]
-    data = Dataset.from_list([{"input_ids": list(row.tokens), "labels": list(_labels(row))} for row in order])
-    micro = min(setting["micro"], job.batch)
-    config = SFTConfig(
-        output_dir=tempfile.mkdtemp(dir=job.folder),
-        num_train_epochs=1,  # the epochs stand one after the other in the data
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=job.batch // micro,
-        learning_rate=job.rate,
-        max_grad_norm=1.0,
-        max_length=None,
-        packing=setting["packing"],
-        gradient_checkpointing=setting["checkpointing"],
-        bf16=False,
-        use_cpu=True,
-        report_to=[],
-        save_strategy="no",
-        logging_strategy="no",
-        disable_tqdm=True,
-        dataset_kwargs={"skip_prepare_dataset": not setting["packing"]},
-    )
-    parameters = [p for p in tuned.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=job.rate, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: learning_rate(min(step, len(plan) - 1), len(plan), peak=1.0, warmup=0.1)
-    )
-    trainer = InOrder(
-        model=tuned,
-        args=config,
-        train_dataset=data,
-        processing_class=PreTrainedTokenizerFast.from_pretrained(job.base_dir),
-        optimizers=(optimizer, schedule),
-    )
-    loaded = time.monotonic()
-    trainer.train()
-    return loaded, time.monotonic(), _numbers(tuned)
-
-
-def _held_out(job: Job, rows: list[Row], tensors: dict[str, Any]) -> float:
-    """Mean loss of rows that nobody trained on, by the same code for all."""
-    import torch
-
-    from fine_tune_runner.private.batches import make_batch
-    from fine_tune_runner.private.llama import load_llama
-    from fine_tune_runner.private.lora import new_adapter
-    from fine_tune_runner.private.shared_prefix import Branch, losses
-    from fine_tune_runner.private.trunk import Trunk
-
-    model = load_llama(Path(job.base_dir))
-    depth = model.config.layers - job.layers
-    shapes = dict.fromkeys(range(depth, model.config.layers), model.config.shapes)
-    adapter = new_adapter(shapes, rank=RANK, alpha=ALPHA, seed=SEED)
-    adapter.load({key: torch.from_numpy(np.asarray(value)) for key, value in tensors.items()})
-    corpus = lay_out(rows)
-    batch = make_batch(corpus, range(len(corpus.chats)))
-    with torch.no_grad():
-        trunk = Trunk(model, corpus, depth)
-        total = sum(float(losses(model, [Branch(t, corpus, trunk, adapter)])[0]) for t in batch.trees)
-    return total / batch.loss_tokens
-
-
-def table(results: list[Result], setting: dict[str, Any]) -> None:
-    """Medians, and ratios to the fastest of the others."""
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores; TRL: {setting}")
-    print("who   train s   with start   CPU s   peak MB   tokens/s   held-out loss   times ours   runs")
-    grouped = {who: [r for r in results if r.who == who] for who in dict.fromkeys(r.who for r in results)}
-    middle = {who: statistics.median(r.train_s for r in runs) for who, runs in grouped.items()}
-    for who, runs in grouped.items():
-        whole = statistics.median(r.train_s + r.start_s for r in runs)
-        cpu, peak = (statistics.median(getattr(r, name) for r in runs) for name in ("cpu_s", "peak_mb"))
-        ratio = middle[who] / middle["ours"] if "ours" in middle else float("nan")
+    means = {who: _medians(r for r in results if r.who == who) for who in names}
+    for who, mean in means.items():
         print(
-            f"{who:5} {middle[who]:7.1f} {whole:12.1f} {cpu:8.1f} {peak:9.0f} "
-            f"{runs[0].tokens / middle[who]:10.0f} {runs[0].held_out:15.4f} {ratio:12.1f} {len(runs):6}"
+            f"{who:9} {mean.train_s:8.1f} {mean.train_s + mean.start_s:11.1f} {mean.cpu_s:7.1f} "
+            f"{mean.peak_mb:8.0f} {mean.tokens / mean.train_s:9.0f} {mean.held_out:14.5f} "
+            f"{mean.work / mean.train_s / bench.rate:9.0%} {mean.train_s / means[names[0]].train_s:11.1f}",
+            flush=True,
         )
+    return results
+
+
+def _medians(results: Iterable[Result]) -> Result:
+    runs = list(results)
+    names = ("start_s", "train_s", "cpu_s", "peak_mb", "others")
+    return msgspec.structs.replace(
+        runs[0], **{name: statistics.median(getattr(r, name) for r in runs) for name in names}
+    )
+
+
+def prompts(bench: Bench, values: Sequence[int] | None) -> list[dict[str, Any]]:
+    """Tokens a second by length of the shared prompt; TRL on FEW of the rows."""
+    table = []
+    print("\nprompt tokens   ours tokens/s   TRL tokens/s   times", flush=True)
+    for prompt in values or PROMPTS:
+        prepare(bench.job, prompt=prompt)
+        runs = [(run(bench, "ours"), run(bench, "trl", rows=FEW)) for _ in range(bench.repeats)]
+        own, other = (_medians(side) for side in zip(*runs, strict=True))
+        paces = [r.tokens / r.train_s for r in (own, other)]
+        table.append({"prompt": prompt, "ours": own, "trl": other})
+        print(f"{prompt:13} {paces[0]:15.0f} {paces[1]:14.0f} {paces[0] / paces[1]:7.1f}", flush=True)
+    return table
+
+
+def sizes(bench: Bench, values: Sequence[int] | None) -> list[dict[str, Any]]:
+    """Tokens a second by number of rows; TRL once, on FEW of them."""
+    prepare(bench.job)
+    other = _medians(run(bench, "trl", rows=FEW) for _ in range(bench.repeats))
+    pace = other.tokens / other.train_s
+    table: list[dict[str, Any]] = [{"rows": FEW, "trl": other}]
+    print(f"\nTRL on {FEW} rows: {pace:.0f} tokens/s\nrows   ours s   ours tokens/s   times TRL", flush=True)
+    for rows in values or ROWS:
+        own = bench._replace(job=msgspec.structs.replace(bench.job, rows=rows))
+        prepare(own.job)
+        mean = _medians(run(own, "ours") for _ in range(bench.repeats))
+        table.append({"rows": rows, "ours": mean})
+        own_pace = mean.tokens / mean.train_s
+        print(f"{rows:4} {mean.train_s:8.1f} {own_pace:15.0f} {own_pace / pace:11.1f}", flush=True)
+    return table
+
+
+def together(bench: Bench, values: Sequence[int] | None) -> list[dict[str, Any]]:
+    """Clients on one base at once against one after the other: as many times the median of one alone."""
+    counts = values or CLIENTS
+    prepare(bench.job, clients=max(counts))
+    alone = _medians(run(bench, "ours") for _ in range(bench.repeats))
+    table: list[dict[str, Any]] = [{"clients": 1, "ours": alone}]
+    print(f"\none alone: {alone.train_s:.1f} s, {alone.start_s:.1f} s to load, {alone.peak_mb:.0f} MB")
+    print("clients   together s   of solo runs   with loading   peak MB", flush=True)
+    for count in counts:
+        mean = _medians(run(bench, "ours", clients=count) for _ in range(bench.repeats))
+        table.append({"clients": count, "ours": mean})
+        whole = (mean.train_s + mean.start_s) / (count * (alone.train_s + alone.start_s))
+        share = mean.train_s / (count * alone.train_s)
+        print(f"{count:7} {mean.train_s:12.1f} {share:14.0%} {whole:14.0%} {mean.peak_mb:9.0f}", flush=True)
+    return table
+
+
+TABLES = {"prompt": prompts, "rows": sizes, "clients": together}
 
 
 if __name__ == "__main__":
