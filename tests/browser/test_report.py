@@ -131,6 +131,28 @@ def test_paper_shows_what_is_folded_on_the_screen(browser: Any, file: Path) -> N
         assert seen.page.pdf(path=SHOTS / "report.pdf", format="A4").startswith(b"%PDF-")
 
 
+@pytest.mark.parametrize("width", [400, 800, 1600])
+def test_no_short_word_of_a_table_is_broken_in_two(browser: Any, file: Path, width: int) -> None:
+    with Seen(browser, file, width=width) as seen:
+        assert seen.page.evaluate(BROKEN_WORDS) == []
+
+
+def test_no_short_word_of_a_table_is_broken_in_two_on_paper(browser: Any, file: Path) -> None:
+    with Seen(browser, file, width=A4) as seen:
+        seen.page.emulate_media(media="print")
+        seen.page.evaluate(WITHIN_MARGINS)
+        assert seen.page.evaluate(BROKEN_WORDS) == []
+
+
+def test_both_answers_stand_side_by_side_on_paper(browser: Any, file: Path) -> None:
+    with Seen(browser, file, width=A4) as seen:
+        seen.page.emulate_media(media="print")
+        seen.page.evaluate(WITHIN_MARGINS)
+        tops = seen.page.evaluate(TOPS_OF_SIDES)
+        assert tops
+        assert all(left == right for left, right in tops)
+
+
 def test_a_reader_of_the_screen_hears_the_pictures(browser: Any, file: Path) -> None:
     with Seen(browser, file) as seen:
         names = [image.get_attribute("aria-label") or "" for image in seen.page.query_selector_all("svg")]
@@ -146,6 +168,26 @@ SPILLED = """
   .filter(e => e.getBoundingClientRect().right > innerWidth + 1 || e.scrollWidth > e.clientWidth + 1 &&
     e.clientWidth > 0 && getComputedStyle(e).display !== 'inline')
   .map(e => e.tagName + ' ' + e.textContent.slice(0, 40))
+"""
+A4 = 794  # px; media queries go by the sheet, the text by what its margins leave
+WITHIN_MARGINS = "document.body.style.width = '673px'"
+# Words of at most 18 letters that take more than one line; hashes and model ids may be cut.
+BROKEN_WORDS = """
+[...document.querySelectorAll('td, th')].flatMap(cell => {
+  const walk = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT), found = [];
+  for (let node; (node = walk.nextNode());)
+    for (const word of node.data.matchAll(/[^\\s-]{1,18}(?=[\\s-]|$)/g)) {
+      const range = document.createRange();
+      range.setStart(node, word.index); range.setEnd(node, word.index + word[0].length);
+      const tops = new Set([...range.getClientRects()].map(r => Math.round(r.top)));
+      if (tops.size > 1 && !/[^\\s-]/.test(node.data[word.index - 1] ?? ' ')) found.push(word[0]);
+    }
+  return found;
+})
+"""
+TOPS_OF_SIDES = """
+[...document.querySelectorAll('.inside .beside')].filter(e => e.checkVisibility() && e.children.length === 2)
+  .map(e => [...e.children].map(side => Math.round(side.getBoundingClientRect().top)))
 """
 SMALLEST_TEXT = """
 Math.min(...[...document.querySelectorAll('main *:not(svg *)')].filter(e => e.textContent.trim())

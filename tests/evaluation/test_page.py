@@ -182,6 +182,16 @@ def test_each_question_says_what_it_committed_to_and_why_it_counted(html: str) -
     assert f"All answers: {RIGHT} \u00d7 1, {WRONG} \u00d7 1" in text
 
 
+def test_a_sample_is_said_to_be_one(tmp_path: Path) -> None:
+    new = card(SCORES, label="3-B", similarity_questions=2)
+    run = write_run(tmp_path)
+    html = page_of(run, report(new, card(SCORES, label="2-B", similarity_questions=2)))
+    said = "Answers to 2 of the 4 questions, the same for all models, were held against their references."
+    assert said in html
+    assert said in paths(run).markdown.read_text(encoding="utf-8")
+    assert "held against" not in page_of(run, compared())
+
+
 def test_changed_questions_come_first(html: str) -> None:
     order = re.findall(r"<summary><strong>(\w+)</strong> <span class=\"badge (\w+)\"", html)
     assert order == [("q1", "gained"), ("q3", "gained"), ("q4", "gained"), ("q2", "same")]

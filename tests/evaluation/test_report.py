@@ -64,7 +64,8 @@ def test_the_scores_are_those_of_the_questions_that_were_compared() -> None:
     shared = tuple(many)
     whole = report(card({**many, "q7": 0.0, "q8": 0.0}), card(many | {"q6": 0.0}), shared=shared)
     assert said(whole).endswith(
-        "it names the right cause in 100% of the answers, v2 scores 83% on the same 6 questions (+17 points)."
+        "it names the right cause in 100% of the answers, v2 scores 83% on the same 6 questions by its stored "
+        "answers (+17 points)."
     )
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from fine_tune_runner.evaluation.content import Content
-from fine_tune_runner.evaluation.sentence import number
+from fine_tune_runner.evaluation.sentence import number, sampled
 from fine_tune_runner.evaluation.side_by_side import Row, Side
 
 
@@ -26,6 +26,7 @@ def markdown(whole: Content) -> str:
     for row in whole.questions:
         lines += _question(row)
     lines += ["## How the answers were read", "", *_facts(whole.reading)]
+    lines += [f"- {said}" for said in (sampled(report),) if said]
     lines += ["", "## Data findings", "", *_findings(whole)]
     if whole.losses:
         lines += ["", "## Training curve", "", *_curve(whole.losses)]

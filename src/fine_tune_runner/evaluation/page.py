@@ -11,6 +11,7 @@ import jinja2
 
 from fine_tune_runner.evaluation.content import Content, card_list, score_of
 from fine_tune_runner.evaluation.pictures import Axis, change_axis, curve, interval, score_axis
+from fine_tune_runner.evaluation.sentence import number, sampled
 
 TEMPLATE = "report.html.jinja"
 
@@ -27,6 +28,8 @@ def page(whole: Content) -> str:
             scores=_scores(whole),
             change=change_axis(whole.verdict),
             curve=curve(whole.losses),
+            sampled=sampled(whole.report),
+            number=number,
         )
     )
 

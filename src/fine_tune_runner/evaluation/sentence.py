@@ -59,6 +59,17 @@ def pooled(card: ScoreCard, report: EvalReport) -> float | None:
     return value
 
 
+def sampled(report: EvalReport) -> str:
+    """Of how many questions the cosines are, where not of all; else ""."""
+    held, questions = report.new.similarity_questions, report.new.questions
+    if not held or held >= questions:
+        return ""
+    return (
+        f"Answers to {held:,} of the {questions:,} questions, the same for all models, were held against "
+        "their references."
+    )
+
+
 def kind(report: EvalReport) -> str:
     """How the score of this report is printed."""
     return "cosine" if report.measure == "similarity" else "percent"
