@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.workflow.engine_world import Steps, a_run, clock
+from tests.workflow.engine_world import Steps, a_run, clock, made
 from tests.workflow.postgres import cluster
 
 from fine_tune_runner.types import RunContext
@@ -50,6 +50,7 @@ def ours(folder: Path, url: str | None, runs: int) -> tuple[float, list[float]]:
     durable = Durable(folder, Steps(folder, train=at_once).plan, clock, url=url)
     began = time.monotonic()
     for number in range(runs):
+        made(folder, f"c{number:04}")
         durable.enqueue(a_run(f"c{number:04}"))
     print(f"{runs} runs queued in {time.monotonic() - began:.1f} s", flush=True)
     began = time.monotonic()

@@ -149,6 +149,7 @@ def plain(folder: Path, number: int) -> float:
     step = Step(name="nothing", gives=dict, do=lambda _context: {})
     engine = Durable(folder, lambda _run: [step], utc_now)
     for n in range(number):
+        (folder / f"c{n:04}").mkdir(parents=True)
         run = Run(
             run_id=f"c{n:04}-v1-b-00000000-1",
             client_id=f"c{n:04}",

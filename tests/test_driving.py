@@ -12,7 +12,7 @@ from fine_tune_runner.driving import drive
 from fine_tune_runner.errors import Interrupted, NeedsApproval, UsageError
 from fine_tune_runner.types import Estimate, Run, RunContext, Step
 from fine_tune_runner.workflow.journal import Journal
-from tests.workflow.engine_world import a_run, clock
+from tests.workflow.engine_world import a_run, clock, made
 
 COSTS = {"ash": 7.0, "birch": 0.0, "cedar": 5.0}
 RUNS = [a_run(client) for client in COSTS]
@@ -40,6 +40,7 @@ def plan(run: Run) -> Sequence[Step]:
 
 @pytest.fixture
 def journal(tmp_path: Path) -> Journal:
+    made(tmp_path, *COSTS)
     return Journal(tmp_path, plan, clock)
 
 

@@ -13,8 +13,9 @@ from click.testing import CliRunner
 
 from fine_tune_runner.cli import fine_tune
 from fine_tune_runner.erasure import forget, forgetting, sweep
-from fine_tune_runner.errors import PolicyError, RunError
+from fine_tune_runner.errors import PolicyError, RunError, RunnerError
 from fine_tune_runner.files import locked
+from fine_tune_runner.types import Request
 from fine_tune_runner.workflow.ledger import Found, Ledger
 from fine_tune_runner.workflow.record import Record
 from tests.scripted_track import Scripted
@@ -136,6 +137,20 @@ def test_no_run_of_a_client_begins_while_it_is_being_forgotten(desk: Desk) -> No
     forget(desk.runner(), "small", crash_point=begin)
     assert not desk.client.exists()
     assert desk.track.trained == [1]
+
+
+@pytest.mark.parametrize("begin", ["start", "approve", "leave"])
+def test_a_run_that_was_planned_before_brings_no_folder_back(desk: Desk, begin: str) -> None:
+    runner = desk.runner()
+    run = runner.run_for(Request(client_id="small", version=2))
+    forget(desk.runner(), "small")
+    with pytest.raises(RunnerError, match="small"):
+        {
+            "start": runner.start,
+            "approve": runner.engine.approve,
+            "leave": lambda run: runner.leave(run, approved=True),
+        }[begin](run)
+    assert not desk.client.exists()
 
 
 def test_a_run_that_begins_while_forgetting_looks_stops_it_before_the_provider(desk: Desk) -> None:

@@ -49,6 +49,7 @@ def fails(context: RunContext) -> Number:
 
 def run_of(folder: Path, hear: Callable[[Event], None], do: Callable[[RunContext], Any] = chatty) -> Journal:
     steps = [Step(name="load", gives=Number, do=chatty), Step(name="train", gives=Number, do=do)]
+    (folder / "hre").mkdir(exist_ok=True)
     engine = Journal(folder, lambda run: steps, lambda: datetime.now(UTC), listener=hear)
     if do is fails:
         with pytest.raises(RunError):

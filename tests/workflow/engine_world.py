@@ -46,6 +46,12 @@ def a_run(client: str = "hre", version: int = 1) -> Run:
     )
 
 
+def made(folder: Path, *clients: str) -> None:
+    """Make the folders of clients; no run makes one."""
+    for client in clients:
+        (folder / client).mkdir(exist_ok=True)
+
+
 def ran(folder: Path) -> list[str]:
     """Every step that was begun, in every process, as `RUN STEP`."""
     path = folder / "ran.txt"
@@ -60,6 +66,7 @@ class Steps:
 
     def __init__(self, folder: Path, label: str | None = None, **do: Callable[[RunContext], None]) -> None:
         self.folder = folder
+        made(folder, "hre", "rtt")
         self.label = label
         self.do = do
         self.names: list[tuple[str, Place]] = [

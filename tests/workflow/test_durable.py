@@ -19,7 +19,7 @@ from dbos._serialization import deserialize_args
 from fine_tune_runner.errors import DataError, NeedsApproval, RunError, TrainingError
 from fine_tune_runner.types import RunContext
 from fine_tune_runner.workflow.engine import Event
-from tests.workflow.engine_world import Number, Steps, a_run, briefly, engine, ran, start, wait_until
+from tests.workflow.engine_world import Number, Steps, a_run, briefly, engine, made, ran, start, wait_until
 
 
 class Bomb:
@@ -288,6 +288,7 @@ def test_one_training_at_a_time_on_a_host(tmp_path: Path) -> None:
         running.remove(context.run.run_id)
 
     durable = engine(tmp_path, Steps(tmp_path, train=alone))
+    made(tmp_path, "a", "b", "c")
     for client in ("a", "b"):
         durable.enqueue(a_run(client))
     durable.run(a_run("c"))

@@ -81,6 +81,7 @@ def journal(
             raise Crash
 
     heard = events if events is not None else []
+    (folder / "hre").mkdir(exist_ok=True)
     return Journal(folder, steps.plan, clock, listener=heard.append, crash_point=crash)
 
 

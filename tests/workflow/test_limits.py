@@ -10,7 +10,7 @@ import msgspec
 from fine_tune_runner.types import Run, Step
 from fine_tune_runner.workflow.database import LIMITS, Database, Limits
 from fine_tune_runner.workflow.durable import Durable
-from tests.workflow.engine_world import Steps, a_run, clock, ran, wait_until
+from tests.workflow.engine_world import Steps, a_run, clock, made, ran, wait_until
 
 
 def hosted(folder: Path) -> Durable:
@@ -32,7 +32,9 @@ def test_a_provider_that_is_at_its_limit_holds_up_no_other(tmp_path: Path) -> No
     durable = hosted(tmp_path)
     one_an_hour = LIMITS | {"hosted": Limits(100, starts=1, period_s=3600.0)}
     database = Database(tmp_path / ".fine-tune", None, one_an_hour)
-    for client in ("openai-1", "openai-2", "together-1", "together-2"):
+    clients = ("openai-1", "openai-2", "together-1", "together-2")
+    made(tmp_path, *clients)
+    for client in clients:
         durable.enqueue(a_run(client))
     database.prepare()
     with durable.engine(database):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.workflow.engine_world import Steps, a_run, engine, ran, start
+from tests.workflow.engine_world import Steps, a_run, engine, made, ran, start
 from tests.workflow.postgres import Cluster, cluster
 
 STEPS = ("load", "train", "score", "promote")
@@ -46,6 +46,7 @@ def states(folder: Path, url: str) -> Counter[str]:
 
 def left(folder: Path, url: str, clients: list[str]) -> None:
     durable = engine(folder, Steps(folder), url=url)
+    made(folder, *clients)
     for client in clients:
         durable.enqueue(a_run(client))
 

@@ -7,13 +7,14 @@ import signal
 import threading
 from pathlib import Path
 
-from tests.workflow.engine_world import Steps, a_run, engine, ran, start, wait_until
+from tests.workflow.engine_world import Steps, a_run, engine, made, ran, start, wait_until
 
 
 def test_what_is_being_taken_off_a_queue_while_the_engine_stops_is_left_whole(tmp_path: Path) -> None:
     notices: list[str] = []
     durable = engine(tmp_path, Steps(tmp_path), notices=notices)
     runs = [a_run(f"client{number}") for number in range(60)]
+    made(tmp_path, *(run.client_id for run in runs))
     with durable.database() as database:
         for run in runs:
             durable.record.begin(run)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fine_tune_runner.errors import DataError
 from fine_tune_runner.types import RunContext
-from tests.workflow.engine_world import Steps, a_run, engine, ran
+from tests.workflow.engine_world import Steps, a_run, engine, made, ran
 
 CLIENTS = ("ash", "birch", "cedar")
 RUNS = {client: a_run(client).run_id for client in CLIENTS}
@@ -21,6 +21,7 @@ class Meetings:
         self.met: dict[str, list[str]] = {}
         self.early: list[str] = []
         self._folder = folder
+        made(folder, *CLIENTS)
 
     def train(self, context: RunContext) -> None:
         with context.others() as others:

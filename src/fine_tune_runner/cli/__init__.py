@@ -134,7 +134,7 @@ def entry_point() -> None:
     keep_to_the_end()
     code = main()
     if code == Interrupted.exit_code:
-        # A step that a second Ctrl-C cut off may still be in native code, under which no interpreter ends well.
+        # A step that a second Ctrl-C cut off may be in native code, under which no interpreter ends well.
         with contextlib.suppress(OSError):
             sys.stdout.flush()
             sys.stderr.flush()

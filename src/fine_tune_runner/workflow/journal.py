@@ -39,7 +39,7 @@ class Journal:
 
     def run(self, run: Run) -> None:
         """Run every step that is not on record yet, in order."""
-        (self._record.folder(run)).mkdir(parents=True, exist_ok=True)
+        self._record.made(run)
         with self._record.held(run):
             self._record.begin(run)
             context = self._record.open(run, listener=self._listener)

@@ -86,6 +86,22 @@ class Record:
         """Where a run's files are."""
         return self._data_dir / run.client_id / "runs" / run.run_id
 
+    def made(self, run: Run) -> Path:
+        """`folder`, made where it is missing; RunError where that of its client is gone.
+
+        That one is never made here: a client that was forgotten since the run was planned would be back.
+        """
+        folder = self.folder(run)
+        try:
+            for path in (folder.parent, folder, folder / "steps"):
+                path.mkdir(exist_ok=True)
+        except FileNotFoundError:
+            raise RunError(
+                f"{folder.parent.parent} is gone: client {run.client_id} was forgotten, or its folder moved "
+                f"away, since {run.run_id} was planned. Nothing was begun; put it back and submit again"
+            ) from None
+        return folder
+
     def load(self, client_id: str, run_id: str) -> Run:
         """A run as it was submitted."""
         return _run(self._data_dir / client_id / "runs" / run_id)
@@ -95,8 +111,7 @@ class Record:
 
         RunError where its client is being forgotten: seen last, when who forgets can see the run.
         """
-        folder = self.folder(run)
-        (folder / "steps").mkdir(parents=True, exist_ok=True)
+        folder = self.made(run)
         (folder / "cancel").unlink(missing_ok=True)
         (folder / STOPPED).unlink(missing_ok=True)
         self._unwritten.pop(run.run_id, None)
@@ -107,8 +122,7 @@ class Record:
 
     def approve(self, run: Run) -> None:
         """A person's yes to what a run costs, also before it begins; it stays on record."""
-        self.folder(run).mkdir(parents=True, exist_ok=True)
-        write_atomic(self.folder(run) / "approved", b"")
+        write_atomic(self.made(run) / "approved", b"")
 
     def ask_to_stop(self, run: Run) -> None:
         """Let the steps of a live run hear that it shall end."""
