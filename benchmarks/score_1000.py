@@ -210,11 +210,11 @@ def main() -> None:
     parser.add_argument("--minilm", type=Path, default=load_settings(os.environ).models_dir / "minilm")
     parser.add_argument("--questions", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     table = [row(kind, given.questions, given.rounds, given.minilm, given.threads) for kind in KINDS]
-    print(f"{given.questions} questions, two versions, {given.threads} threads, medians of {given.rounds}")
+    print(f"{given.questions} questions, two versions, {given.threads} thread(s), medians of {given.rounds}")
     for found in table:
         print(
             f"{found.kind:<10} cold {found.cold_s:5.1f} s ({found.cold_cpu_s:.1f} s of processor, "

@@ -46,6 +46,12 @@ def row(question: str, cause: str, **extra: Any) -> dict[str, Any]:
     }
 
 
+def plain_row(question: str, answer: str, **labels: Any) -> dict[str, Any]:
+    """One chat example without a system prompt; `labels` are its `eval`."""
+    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return {"messages": messages, **({"eval": labels} if labels else {})}
+
+
 def train_rows(n: int = 60) -> list[dict[str, Any]]:
     """`n` rows whose questions are far from each other."""
     rows = []

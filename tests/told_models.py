@@ -8,8 +8,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from fine_tune_runner.dataset.read import holdout_path
 from fine_tune_runner.dataset.taxonomy import load_taxonomy
 from fine_tune_runner.errors import ServingError
@@ -28,6 +26,7 @@ from fine_tune_runner.types import (
     VersionKey,
 )
 from tests.scripted_track import Letters
+from tests.small_client import plain_row, write_rows
 
 RIGHT, WRONG = "Root cause: consent_update_missing", "Root cause: consent_default_missing_or_late"
 SYSTEM_PROMPT, DECODING = "You are an expert.", Decoding()
@@ -61,15 +60,8 @@ class Models:
 
 
 def write_holdout(folder: Path, version: int, questions: Sequence[str]) -> None:
-    rows = [
-        {
-            "messages": [{"role": "user", "content": f"Why {q}?"}, {"role": "assistant", "content": RIGHT}],
-            "eval": {"id": f"v{version}-{q}"},
-        }
-        for q in questions
-    ]
-    path = folder / f"v{version}_eval.jsonl"
-    path.write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
+    rows = [plain_row(f"Why {q}?", RIGHT, id=f"v{version}-{q}") for q in questions]
+    write_rows(folder / f"v{version}_eval.jsonl", rows)
 
 
 def model(name: str) -> Model:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import msgspec
@@ -17,8 +16,6 @@ from fine_tune_runner.types import (
     EvalReport,
     Evaluation,
     Finding,
-    Findings,
-    Message,
     Model,
     RegistryEntry,
     Run,
@@ -28,9 +25,9 @@ from fine_tune_runner.types import (
     Verdict,
     VersionKey,
 )
+from tests.small_client import plain_row, write_rows
+from tests.told_reports import AT, RIGHT, WRONG, answer, card, write_findings, write_losses, write_step
 
-AT = datetime(2026, 11, 22, 9, 30, tzinfo=UTC)
-RIGHT, WRONG = "consent_update_missing", "currency_mismatch"
 OLD, NEW = VersionKey(version=2, track="A"), VersionKey(version=3, track="A")
 IDS = [f"hre-{n:03}" for n in range(1, 13)]
 SHA = "3f79bb7b435b05321651daefd374cdc681dc06faa65e374e38337b88ca046dea"
@@ -49,9 +46,9 @@ def write_whole_run(folder: Path) -> tuple[Path, EvalReport]:
     """The run's folder, and what its evaluation found: v3 loses two questions and gains five."""
     client, run_id = folder / "hre", f"hre-v3-a-{SHA[:8]}-1"
     run = client / "runs" / run_id
-    (run / "steps").mkdir(parents=True)
-    rows = [_row(name) for name in IDS]
-    write_atomic(client / "v3_eval.jsonl", b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
+    run.mkdir(parents=True)
+    rows = [plain_row(QUESTION, NEW_TEXT, id=name, root_cause=RIGHT) for name in IDS]
+    write_rows(client / "v3_eval.jsonl", rows)
     new = {name: float(n not in (3, 7, 11)) for n, name in enumerate(IDS)}
     old = {name: float(n in (3, 7) or n > 8) for n, name in enumerate(IDS)}
     whole = EvalReport(
@@ -59,7 +56,7 @@ def write_whole_run(folder: Path) -> tuple[Path, EvalReport]:
         key=NEW,
         dataset_sha256=SHA,
         holdout_sha256=SHA[::-1],
-        fingerprint=SHA[:16],
+        fingerprint="f",
         measure="recall",
         new=_card("3-A", new),
         previous=_card("2-A", old),
@@ -71,7 +68,7 @@ def write_whole_run(folder: Path) -> tuple[Path, EvalReport]:
     for label, scores in (("3-A", new), ("2-A", old)):
         write_answers(
             run / "answers" / f"{label}.jsonl",
-            [_answer(q, s, k) for q, s in scores.items() for k in range(3)],
+            [_answered(q, s, k) for q, s in scores.items() for k in range(3)],
         )
     _write_steps(run)
     _write_run(run, run_id)
@@ -80,41 +77,14 @@ def write_whole_run(folder: Path) -> tuple[Path, EvalReport]:
     return run, whole
 
 
-def _row(name: str) -> dict[str, object]:
-    messages = [Message(role="user", content=QUESTION), Message(role="assistant", content=NEW_TEXT)]
-    return {"messages": messages, "eval": {"id": name, "root_cause": RIGHT}}
-
-
-def _answer(question: str, score: float, k: int) -> Answer:
-    return Answer(
-        question_id=question,
-        k=k,
-        text=NEW_TEXT if score else OLD_TEXT,
-        score=score,
-        method="line",
-        fingerprint=SHA[:16],
-        cause=RIGHT if score else WRONG,
-        similarity=0.8,
-        tokens=60,
-    )
+def _answered(question: str, score: float, k: int) -> Answer:
+    return answer(question, RIGHT if score else WRONG, NEW_TEXT if score else OLD_TEXT, k)
 
 
 def _card(label: str, scores: dict[str, float]) -> ScoreCard:
-    return ScoreCard(
-        label=label,
-        model_id=f"ft:gpt-4o-mini-2024-07-18:agency-with-a-long-name:hre-v{label[0]}:AbCdEf{label[0]}",
-        questions=len(scores),
-        answers=3 * len(scores),
-        failed=0,
-        unresolved=(),
-        similarity=0.81,
-        similarity_floor=0.35,
-        own_reference_share=0.9,
-        recall=sum(scores.values()) / len(scores),
-        per_question=scores,
-        methods={"line": 3 * len(scores)},
-        fingerprint=SHA[:16],
-    )
+    model_id = f"ft:gpt-4o-mini-2024-07-18:agency-with-a-long-name:hre-v{label[0]}:AbCdEf{label[0]}"
+    answers = 3 * len(scores)
+    return card(scores, label=label, model_id=model_id, answers=answers, methods={"line": answers})
 
 
 def _write_steps(run: Path) -> None:
@@ -150,15 +120,7 @@ def _write_steps(run: Path) -> None:
         system_prompt="",
     )
     for number, (name, value) in enumerate((("load", dataset), ("train", model)), 1):
-        record = {
-            "name": name,
-            "gives": type(value).__name__,
-            "started_at": AT,
-            "ended_at": AT + timedelta(minutes=14),
-        }
-        write_atomic(
-            run / "steps" / f"{number:02}-{name}.json", msgspec.json.encode({**record, "value": value})
-        )
+        write_step(run, number, name, value, seconds=14 * 60)
 
 
 def _write_run(run: Path, run_id: str) -> None:
@@ -174,9 +136,8 @@ def _write_run(run: Path, run_id: str) -> None:
         who="anna@workstation",
     )
     write_atomic(run / "run.json", msgspec.json.encode(whole))
-    losses = [{"step": s, "total": 60, "loss": 0.4 + 2.5 / (1 + s / 8) + 0.1 * (s % 3)} for s in range(1, 61)]
-    lines = [msgspec.json.encode({"event": "job status", "data": loss}) + b"\n" for loss in losses]
-    write_atomic(run / "events.jsonl", b"".join(lines))
+    losses = {s: 0.4 + 2.5 / (1 + s / 8) + 0.1 * (s % 3) for s in range(1, 61)}
+    write_losses(run, "job status", losses)
 
 
 def _write_findings(run: Path) -> None:
@@ -204,8 +165,7 @@ def _write_findings(run: Path) -> None:
     tokens = TokenStats(
         tokenizer="gpt-4o-mini", total=36_800, loss=5_700, longest=727, longest_line=12, mean=320.0
     )
-    kept = Findings(dataset_sha256=SHA, items=tuple(findings), tokens=tokens)
-    write_atomic(run / "findings.json", msgspec.json.encode(kept))
+    write_findings(run, *findings, tokens=tokens)
 
 
 def _write_registry(client: Path, run_id: str, whole: EvalReport) -> None:
@@ -242,7 +202,7 @@ def _write_registry(client: Path, run_id: str, whole: EvalReport) -> None:
                 similarity=0.8,
                 questions=12,
                 answers=36,
-                fingerprint=SHA[:16],
+                fingerprint="f",
                 verdict=verdict,
                 at=AT,
             ),

@@ -8,7 +8,6 @@ import pty
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -16,7 +15,7 @@ from click.testing import CliRunner, Result
 from fine_tune_runner.cli import fine_tune
 from fine_tune_runner.dataset.taxonomy import load_taxonomy
 from fine_tune_runner.evaluation.holdout import load_holdout
-from tests.small_client import write_rows
+from tests.small_client import plain_row, write_rows
 
 REFERENCES = (
     "Root cause: csp_blocks_tags\nAllow the tag.",
@@ -31,15 +30,7 @@ def client(tmp_path: Path) -> Path:
     folder = tmp_path / "clients" / "small"
     folder.mkdir(parents=True)
     (folder / "config.json").write_text('{"client_id": "small"}')
-    rows: list[dict[str, Any]] = [
-        {
-            "messages": [
-                {"role": "user", "content": f"Why {n}?"},
-                {"role": "assistant", "content": reference},
-            ]
-        }
-        for n, reference in enumerate(REFERENCES)
-    ]
+    rows = [plain_row(f"Why {n}?", reference) for n, reference in enumerate(REFERENCES)]
     write_rows(folder / "v1_eval.jsonl", rows)
     return folder
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.small_client import plain_row, write_rows
 
 from fine_tune_runner.dataset.fingerprint import row_sha256
 from fine_tune_runner.dataset.labels import Label, add_labels, labels_path, read_labels
@@ -22,13 +22,12 @@ CAUSE = "csp_blocks_tags"
 
 
 def row(question: str, answer: str = "Look into it.", **labels: Any) -> dict[str, Any]:
-    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    return {"messages": messages, **({"eval": labels} if labels else {})}
+    return plain_row(question, answer, **labels)
 
 
 def write(folder: Path, *rows: dict[str, Any]) -> Path:
     path = folder / "v3_eval.jsonl"
-    path.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+    write_rows(path, list(rows))
     return path
 
 

@@ -12,6 +12,7 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 from tests.scripted_track import Letters
+from tests.small_client import plain_row, write_rows
 
 from fine_tune_runner.cli import fine_tune
 from fine_tune_runner.errors import DataError
@@ -28,10 +29,7 @@ class Files:
     def __init__(self, folder: Path, questions: int) -> None:
         self.folder, self.holdout = folder, folder / "v3_eval.jsonl"
         self.ids = [f"q{i}" for i in range(questions)]
-        with self.holdout.open("w") as file:
-            for name in self.ids:
-                turns = [{"role": "user", "content": f"Why {name}?"}, {"role": "assistant", "content": RIGHT}]
-                file.write(json.dumps({"messages": turns, "eval": {"id": name}}) + "\n")
+        write_rows(self.holdout, [plain_row(f"Why {name}?", RIGHT, id=name) for name in self.ids])
 
     def answers(self, name: str, texts: Mapping[str, str | None], repeats: int = 1) -> Path:
         path = self.folder / f"{name}.jsonl"

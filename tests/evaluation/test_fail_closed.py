@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from tests.scripted_track import Letters
+from tests.small_client import plain_row, write_rows
 from tests.told_models import RIGHT, WRONG, Models, always, old_run, report, write_holdout
 
 from fine_tune_runner.errors import ServingError
@@ -136,17 +137,8 @@ def test_a_scorer_that_breaks_or_gives_no_numbers(word: str, value: float | None
     """By similarity where there is one cause, else by contrast: each rests on the embedder."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        rows = [
-            {
-                "messages": [
-                    {"role": "user", "content": f"Why {q}?"},
-                    {"role": "assistant", "content": "reference " + ("" if one_cause else q)},
-                ]
-            }
-            for q in QUESTIONS
-        ]
-        path = folder / "v2_eval.jsonl"
-        path.write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
+        rows = [plain_row(f"Why {q}?", "reference " + ("" if one_cause else q)) for q in QUESTIONS]
+        write_rows(folder / "v2_eval.jsonl", rows)
         models = Models(**{name: always(text) for name, text in UNLABELLED.items()})
         with pytest.raises((RuntimeError, ServingError), match=r"the scorer broke|no numbers"):
             report(folder, models, embedder=Faulty(word, value))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from datetime import UTC, datetime
-from typing import Any
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.told_reports import card, report
 
 from fine_tune_runner.evaluation.gate import (
     Comparison,
@@ -22,45 +22,11 @@ from fine_tune_runner.evaluation.gate import (
     schedule,
     undecided,
 )
-from fine_tune_runner.types import EvalReport, Evaluation, ScoreCard, Verdict, VersionKey
-
-
-def card(scores: dict[str, float], **changes: Any) -> ScoreCard:
-    mean = sum(scores.values()) / len(scores) if scores else None
-    whole = ScoreCard(
-        label="v",
-        model_id="m",
-        questions=len(scores),
-        answers=len(scores),
-        failed=0,
-        unresolved=(),
-        similarity=0.8,
-        similarity_floor=0.3,
-        own_reference_share=1.0,
-        recall=mean,
-        per_question=scores,
-        fingerprint="f",
-    )
-    return msgspec.structs.replace(whole, **changes)
+from fine_tune_runner.types import Evaluation, Verdict, VersionKey
 
 
 def right(count: int, of: int) -> dict[str, float]:
     return {f"q{i}": float(i < count) for i in range(of)}
-
-
-def report(new: ScoreCard, previous: ScoreCard | None = None, **changes: Any) -> EvalReport:
-    whole = EvalReport(
-        client_id="hre",
-        key=VersionKey(version=3, track="A"),
-        dataset_sha256="d",
-        holdout_sha256="h",
-        fingerprint="f",
-        measure="recall",
-        new=new,
-        previous=previous,
-        previous_key=VersionKey(version=2, track="A") if previous else None,
-    )
-    return msgspec.structs.replace(whole, **changes)
 
 
 def test_one_lost_of_twenty_passes_although_floating_point_says_otherwise() -> None:

@@ -5,11 +5,20 @@ from __future__ import annotations
 import re
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
-from tests.evaluation.test_report import card, report
+from tests.small_client import plain_row, write_rows
+from tests.told_reports import (
+    RIGHT,
+    WRONG,
+    answer,
+    card,
+    report,
+    write_findings,
+    write_losses,
+    write_step,
+)
 
 from fine_tune_runner.evaluation.answers import write_answers
 from fine_tune_runner.evaluation.differ import LONGEST, pieces, spans
@@ -17,9 +26,8 @@ from fine_tune_runner.evaluation.gate import decide
 from fine_tune_runner.evaluation.pictures import change_axis, curve, interval, score_axis
 from fine_tune_runner.evaluation.proof import read_proof
 from fine_tune_runner.evaluation.report import paths, write_report
-from fine_tune_runner.types import Answer, EvalReport, Finding, Findings, Model, TrainingSummary
+from fine_tune_runner.types import EvalReport, Finding, Model, TrainingSummary
 
-RIGHT, WRONG = "consent_update_missing", "currency_mismatch"
 KEY = "sk-" + "a1B2c3D4e5F6g7H8i9J0"
 VOID = {"meta", "link", "br", "line", "circle", "polyline", "rect"}
 SCORES = {"q1": 1.0, "q2": 0.0, "q3": 1.0, "q4": 1.0}
@@ -50,36 +58,14 @@ class Outline(HTMLParser):
         self.text += data
 
 
-def answer(question: str, cause: str, text: str, k: int = 0, **changes: Any) -> Answer:
-    whole = Answer(
-        question_id=question,
-        k=k,
-        text=text,
-        score=float(cause == RIGHT),
-        method="line",
-        fingerprint="f",
-        cause=cause,
-        similarity=0.8,
-    )
-    return msgspec.structs.replace(whole, **changes)
-
-
 def write_run(folder: Path) -> Path:
     """A run as it lies in a client's folder, with a secret and an address in the texts."""
     run = folder / "hre" / "runs" / "hre-v3-b-12345678-1"
-    (run / "steps").mkdir(parents=True)
-    rows = [
-        {
-            "messages": [
-                {"role": "user", "content": f"Why is <b>{q}</b> off? Ask ann.example@example.com"},
-                {"role": "assistant", "content": f"Root cause: {RIGHT}\nReference of {q}."},
-            ],
-            "eval": {"id": q},
-        }
-        for q in SCORES
-    ]
-    path = folder / "hre" / "v3_eval.jsonl"
-    path.write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
+    run.mkdir(parents=True)
+    asked = "Why is <b>{}</b> off? Ask ann.example@example.com"
+    told = f"Root cause: {RIGHT}\nReference of {{}}."
+    rows = [plain_row(asked.format(q), told.format(q), id=q) for q in SCORES]
+    write_rows(folder / "hre" / "v3_eval.jsonl", rows)
     new = [
         answer(q, RIGHT if s else WRONG, f"Root cause: x\nThe new words {KEY} here.")
         for q, s in SCORES.items()
@@ -90,24 +76,15 @@ def write_run(folder: Path) -> Path:
     finding = Finding(
         check="coverage", level="warn", message="a cause is rare", path="/data/hre/v3.jsonl", line=7
     )
-    (run / "findings.json").write_bytes(msgspec.json.encode(Findings(dataset_sha256="d", items=(finding,))))
-    steps = [{"event": "train step", "data": {"step": s, "loss": 4.0 / s, "total": 4}} for s in (1, 2, 4)]
-    lines = [msgspec.json.encode(step) for step in steps]
-    (run / "events.jsonl").write_bytes(b"\n".join([*lines, b'{"event":"train step","da']))
+    write_findings(run, finding)
+    write_losses(run, "train step", {s: 4.0 / s for s in (1, 2, 4)}, torn=b'{"event":"train step","da')
     training = TrainingSummary(
         steps=4, epochs=1.0, tokens=5000, loss_tokens=900, seconds=61.0, first_loss=4.0, final_loss=1.0
     )
     model = Model(
         model_id="m", track="B", provider="p", base_model="smollm2", dataset_sha256="d", training=training
     )
-    record = {
-        "name": "train",
-        "gives": "Model",
-        "started_at": "2026-11-22T10:00:00+00:00",
-        "ended_at": "2026-11-22T10:01:02.5+00:00",
-        "value": model,
-    }
-    (run / "steps" / "04-train.json").write_bytes(msgspec.json.encode(record))
+    write_step(run, 4, "train", model, seconds=62.5)
     return run
 
 

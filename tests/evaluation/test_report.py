@@ -1,48 +1,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import msgspec
+from tests.told_reports import card, report
 
 from fine_tune_runner.evaluation.gate import decide
 from fine_tune_runner.evaluation.report import paths, write_report
 from fine_tune_runner.evaluation.sentence import headline
-from fine_tune_runner.types import EvalReport, ScoreCard, Verdict, VersionKey
-
-
-def card(scores: dict[str, float], **changes: Any) -> ScoreCard:
-    whole = ScoreCard(
-        label="v",
-        model_id="hre-client:v3",
-        questions=len(scores),
-        answers=len(scores),
-        failed=0,
-        unresolved=("q2",),
-        similarity=0.87,
-        similarity_floor=0.31,
-        own_reference_share=0.9,
-        recall=sum(scores.values()) / len(scores),
-        per_question=scores,
-        methods={"line": 2},
-    )
-    return msgspec.structs.replace(whole, **changes)
-
-
-def report(new: ScoreCard, previous: ScoreCard | None, **changes: Any) -> EvalReport:
-    whole = EvalReport(
-        client_id="hre",
-        key=VersionKey(version=3, track="B"),
-        dataset_sha256="d" * 8,
-        holdout_sha256="h" * 8,
-        fingerprint="",
-        measure="recall",
-        new=new,
-        previous=previous,
-        previous_key=VersionKey(version=2, track="B") if previous else None,
-    )
-    return msgspec.structs.replace(whole, **changes)
-
+from fine_tune_runner.types import EvalReport, Verdict, VersionKey
 
 BETTER = card({"q1": 1.0, "q2": 0.0, "q3": 1.0, "q4": 1.0})
 WORSE = card({"q1": 0.0, "q2": 1.0, "q3": 0.0, "q4": 0.0})
@@ -64,8 +30,8 @@ def test_the_scores_are_those_of_the_questions_that_were_compared() -> None:
     shared = tuple(many)
     whole = report(card({**many, "q7": 0.0, "q8": 0.0}), card(many | {"q6": 0.0}), shared=shared)
     assert said(whole).endswith(
-        "it names the right cause in 100% of the answers, v2 scores 83% on the same 6 questions by its stored "
-        "answers (+17 points)."
+        "it names the right cause in 100% of the answers, v2 scores 83% on the same 6 questions by its "
+        "stored answers (+17 points)."
     )
 
 
@@ -91,7 +57,7 @@ def test_the_markdown_names_lost_and_gained_questions_methods_and_hashes(tmp_pat
     whole = report(BETTER, WORSE, left_out=("q9",))
     write_report(tmp_path, whole, decide(whole, 0.05))
     text = paths(tmp_path).markdown.read_text(encoding="utf-8")
-    for part in ("- Lost: 1: q2", "- Gained: 3: q1, q3, q4", "line 2", "hhhhhhhh", "q9", "0.87", "0.31"):
+    for part in ("- Lost: 1: q2", "- Gained: 3: q1, q3, q4", "line 4", "hhhhhhhh", "q9", "0.87", "0.31"):
         assert part in text
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from tests.evaluation.test_page import KEY, RIGHT, WRONG, compared, write_run
-from tests.evaluation.test_report import card, report
+from tests.evaluation.test_page import KEY, compared, write_run
+from tests.told_reports import RIGHT, WRONG, card, report
 
 from fine_tune_runner.errors import DataError
 from fine_tune_runner.evaluation.content import Content, masked
