@@ -12,14 +12,14 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
 from fine_tune_runner.decoding import threadsafe
 from fine_tune_runner.errors import ProviderError, RunError, RunnerError
 from fine_tune_runner.types import Clock
-from fine_tune_runner.workflow.book import Execute, book
+from fine_tune_runner.workflow.book import Book, Execute, FileBook, book
 
 LOCK_WAIT_S = 900.0  # longer than a create with its grace takes
 TRIES = 4
@@ -29,6 +29,11 @@ TABLES = (
     "state TEXT NOT NULL CHECK (state IN ('intent', 'done')), provider_id TEXT, "
     "intent_at TEXT NOT NULL, done_at TEXT)",
     "CREATE TABLE IF NOT EXISTS closed (run_id TEXT PRIMARY KEY, reason TEXT NOT NULL, at TEXT NOT NULL)",
+)
+CLOSE = "INSERT INTO closed VALUES (:run_id, :reason, :at) ON CONFLICT DO NOTHING"
+TAKE_OVER = (
+    "INSERT INTO effects VALUES (:key, :run_id, :step, :request_sha256, :state, :provider_id, :intent_at, "
+    ":done_at) ON CONFLICT (key) DO NOTHING"
 )
 
 
@@ -90,7 +95,8 @@ def wait_s(attempt: int, busy: Busy | None = None) -> float:
 class Ledger:
     """Runs each outside effect once, also over crashes, in several processes, and with the ledger lost.
 
-    `url` None keeps it in SQLite beside the data, else in that PostgreSQL. `settle_s` is the request timeout
+    `url` None keeps it in SQLite beside the data, else in that PostgreSQL; what was begun before the move to
+    it is then taken over from beside the data, run by run as each goes on. `settle_s` is the request timeout
     and a grace: so long after an intent its call may still take effect.
     `crash_point` is called between the effects; tests end the process there.
     """
@@ -107,6 +113,7 @@ class Ledger:
         crash_point: Callable[[str], None] = lambda _point: None,
     ) -> None:
         self._book = book(data_dir / ".fine-tune", url)
+        self._before = None if url is None else FileBook(data_dir / ".fine-tune")
         self._clock = clock
         self._sleep = sleep
         self._settle = timedelta(seconds=settle_s)
@@ -130,6 +137,7 @@ class Ledger:
         """
         row = _Row(effect_key(run_id, step, request), run_id, step, _sha256(request))
         with self._locked(run_id, step):
+            self._take_over(run_id)
             known = self._effect(run_id, step)
             if known is not None and known.provider_id is not None:
                 return known.provider_id
@@ -154,41 +162,42 @@ class Ledger:
 
     def close(self, run_id: str, reason: str) -> None:
         """Let no more effects of this run begin, and wait until those that are under way have ended."""
+        self._take_over(run_id)
         with self._open() as execute:
-            execute(
-                "INSERT INTO closed VALUES (:run_id, :reason, :at) ON CONFLICT DO NOTHING",
-                run_id=run_id,
-                reason=reason,
-                at=self._clock().isoformat(),
-            )
+            execute(CLOSE, run_id=run_id, reason=reason, at=self._clock().isoformat())
         for effect in self.effects(run_id):
             with self._locked(run_id, effect.step):
                 pass
 
     def closed(self, run_id: str) -> str | None:
         """Why a run was closed, None where it was not."""
-        with self._open() as execute:
-            return _reason(execute, run_id)
+        for kept in self._books():
+            with self._open(kept) as execute:
+                if reason := _reason(execute, run_id):
+                    return reason
+        return None
 
     def erase(self, mine: Callable[[str], bool]) -> None:
         """Take the runs that are `mine`, by their ids, off the record for good, and their locks with them."""
-        if self._book.exists():
-            with self._open() as execute:
+        for kept in self._books():
+            with self._open(kept) as execute:
                 rows = execute("SELECT run_id FROM effects UNION SELECT run_id FROM closed")
                 for run_id in (row["run_id"] for row in rows if mine(row["run_id"])):
-                    execute("DELETE FROM effects WHERE run_id = :run_id", run_id=run_id)
-                    execute("DELETE FROM closed WHERE run_id = :run_id", run_id=run_id)
+                    _delete(execute, run_id)
         self._book.forget(mine)
 
     def effects(self, run_id: str | None = None) -> list[Effect]:
         """Every effect on record, or those of one run, oldest first."""
-        with self._open() as execute:
-            rows = execute(
-                "SELECT * FROM effects WHERE CAST(:run_id AS TEXT) IS NULL OR run_id = :run_id "
-                "ORDER BY intent_at",
-                run_id=run_id,
-            )
-        return msgspec.convert(rows, threadsafe(list[Effect]), strict=False)
+        rows: dict[str, dict[str, Any]] = {}
+        for kept in self._books():
+            with self._open(kept) as execute:
+                found = execute(
+                    "SELECT * FROM effects WHERE CAST(:run_id AS TEXT) IS NULL OR run_id = :run_id",
+                    run_id=run_id,
+                )
+            rows = {row["key"]: row for row in found} | rows
+        effects = msgspec.convert(list(rows.values()), threadsafe(list[Effect]), strict=False)
+        return sorted(effects, key=lambda effect: effect.intent_at)
 
     def _create(
         self, create: Callable[[], str], row: _Row, doubt: bool
@@ -277,10 +286,34 @@ class Ledger:
         except BlockingIOError as error:
             raise RunError(f"{step}: {error} is doing it; wait for it, or end it") from None
 
+    def _take_over(self, run_id: str) -> None:
+        """Bring a run's rows from beside the data to PostgreSQL, where they count from then on.
+
+        Run by run, for those of a client that became sensitive stay here. A crash between the two repeats it.
+        """
+        if self._before is None or not self._before.exists():
+            return
+        with self._open(self._before) as execute:
+            effects = execute("SELECT * FROM effects WHERE run_id = :run_id", run_id=run_id)
+            closed = execute("SELECT * FROM closed WHERE run_id = :run_id", run_id=run_id)
+        if not effects and not closed:
+            return
+        with self._open() as execute:
+            for row in effects:
+                execute(TAKE_OVER, **row)
+            for row in closed:
+                execute(CLOSE, **row)
+        with self._open(self._before) as execute:
+            _delete(execute, run_id)
+
+    def _books(self) -> list[Book]:
+        """The books that there are, the one in use first."""
+        return [kept for kept in (self._book, self._before) if kept is not None and kept.exists()]
+
     @contextlib.contextmanager
-    def _open(self) -> Iterator[Execute]:
-        """One transaction on tables that are there."""
-        with self._book.transaction() as execute:
+    def _open(self, kept: Book | None = None) -> Iterator[Execute]:
+        """One transaction on tables that are there; None: of the book in use."""
+        with (kept or self._book).transaction() as execute:
             for table in TABLES:
                 execute(table)
             yield execute
@@ -289,3 +322,8 @@ class Ledger:
 def _reason(execute: Execute, run_id: str) -> str | None:
     rows = execute("SELECT reason FROM closed WHERE run_id = :run_id", run_id=run_id)
     return str(rows[0]["reason"]) if rows else None
+
+
+def _delete(execute: Execute, run_id: str) -> None:
+    execute("DELETE FROM effects WHERE run_id = :run_id", run_id=run_id)
+    execute("DELETE FROM closed WHERE run_id = :run_id", run_id=run_id)
