@@ -10,9 +10,10 @@ import re
 # Points back: what the sentence before said is the cause.
 POINTS_BACK = re.compile(
     r"^(?:and )?(?:that|this)(?: here| alone)?(?: is|'s) (?:exactly |precisely |indeed |"
-    r"clearly )?(?:why\b|the (?:root |real |actual |whole |"
+    r"clearly )?(?:why\b|(?:your|the) (?:root |real |actual |whole |"
     r"sole |only |underlying )*(?:cause|culprit|reason|problem|explanation|diagnosis)\b|what (?:causes|"
-    r"breaks)\b)|^(?:that|this|which) (?:explains|causes|is what)\b",
+    r"breaks)\b)|^(?:that|this|which) (?:explains|causes|is what)\b|"
+    r"^there(?: is|'s) (?:your|the) (?:cause|culprit|reason|problem|explanation)\b",
     re.I,
 )
 # What stands after a name as its verdict: "X: ruled out", a table's row, a key of YAML.
@@ -47,7 +48,8 @@ DEFINES = re.compile(
     r"merely\b|all\b|how\b|my\b|his\b|their\b|"
     r"what (?!(?:breaks|causes|stops|prevents|blocks|happens|goes|keeps|makes|does|is|was|you have|"
     r"we have)\b)|"
-    r"the (?!(?:\w+ ){0,2}(?:cause|culprit|reason|problem|issue|fault|explanation|answer|diagnosis|one|point|"
+    r"the (?!(?:\w+ ){0,2}(?:cause|culprit|reason|problem|issue|fault|explanation|answer|diagnosis|one|"
+    r"point|"
     r"matter|trouble|bug|error|verdict|finding)\b))|\s*(?:means|describes|refers to|occurs|happens when|"
     r"arises)\b",
     re.I,
@@ -61,7 +63,8 @@ CONCLUDES = re.compile(
 # Said with a negator, meant as a plain yes; taken out before negation is looked for.
 AFFIRMING = re.compile(
     r"\b(?:(?:there is |there's )?(?:no|without(?: a)?|beyond(?: a)?) (?:doubt|question)(?: that|"
-    r" about it)?,?|not only|nothing but|nothing else than|nothing other than|none other than|no other than|"
+    r" about it)?,?|not only|nothing but|nothing else than|nothing other than|none other than|"
+    r"no other than|"
     r"can not be anything (?:else )?(?:but|than)|do n't doubt that|do not doubt that|no mistake,?|"
     r"(?:there is |there's )?no way (?:that )?(?:this|it|that)(?: is| was)? ?(?:n't|not)|"
     r"if ever there was one)",
@@ -87,7 +90,8 @@ AMOUNT = re.compile(
 YES = re.compile(r"^(?:yes|yep|exactly|correct|indeed|confirmed|that one)\s*(?:[.:;,!\u2013\u2014]|$)", re.I)
 CONFIRMS = re.compile(
     r"\b(?:(?:is|was|are|were|'re|'s) (?:quite |perfectly |absolutely )?right(?: about (?:it|that|this))?|"
-    r"(?:i|we) (?:can |do |now )*confirm(?:ed)? (?:it|that|this))\s*[.;!]?$",
+    r"(?:i|we) (?:can |do |now )*confirm(?:ed)? (?:it|that|this)|(?:i|we) (?:(?:can|do|only|fully|"
+    r"also) )*agree)\s*(?:[.;!]?$|,(?! (?:but|though|except|only|however)\b))",
     re.I,
 )
 # Where a sentence turns: what stands before and after is judged by itself.
@@ -112,7 +116,8 @@ CLEARED = re.compile(
 )
 # Granted before the turn to the cause, or after it; taken out.
 CONCEDED = re.compile(
-    r"\b(?:it is true that|it's true that|admittedly|granted|to be fair|although|though|even though|despite|"
+    r"\b(?:it is true that|it's true that|admittedly|granted|to be fair|although|though|even though|"
+    r"despite|"
     r"in spite of|no matter|even if)\b[^,;]*(?:[,;]|$)",
     re.I,
 )
@@ -127,7 +132,8 @@ OR_AFTER = re.compile(
 # Between the members of a list, and what makes a member a statement of its own.
 MEMBERS = re.compile(r"\s*[,;/+]\s+(?:and |or |plus )?|\s/\s|\s\+\s")
 STATES = re.compile(
-    r"\b(?:is|are|was|were|has|have|had|do|does|did|gets?|goes|fires?|stays?|works?|n't|not|nothing|never)\b",
+    r"\b(?:is|are|was|were|has|have|had|do|does|did|gets?|goes|fires?|stays?|works?|n't|not|nothing|"
+    r"never)\b",
     re.I,
 )
 # Where a clause ends for a denial that came before (a list "not X, Y and Z" stays one clause at "and").
@@ -147,7 +153,8 @@ ENDS_AT_COMMA = re.compile(
 DENIED_COMMIT = re.compile(
     r"(?:\b(?:not|n't|never|no|neither|nor|nicht|non|hardly|wrong)\b|\bn't)"
     r"(?:\s+(?:the|a|an|your|this|any|really|simply|just|actually|merely|all|at all|necessarily|primarily|"
-    r"being|be|been|that|it|truly|in fact|even|always|its?|here|only|solely|entirely|die|la|el|le|l|kein\w*|"
+    r"being|be|been|that|it|truly|in fact|even|always|its?|here|only|solely|entirely|die|la|el|le|l|"
+    r"kein\w*|"
     r"means|way|circumstances|account|root|real|"
     r"actual|true|underlying|main|primary|key|of|part|to do with))*\s*$",
     re.I,
@@ -158,5 +165,55 @@ CONSEQUENCE = re.compile(
     r"meaning(?: that)?|"
     r"therefore|hence|that is why|that's why|this is why|as a result|with the result|and thus|thus|"
     r"and (?:therefore|so|as a result))\b",
+    re.I,
+)
+# An instruction that is about the diagnosis, not about the fix.
+DISCARDS = re.compile(r"(?:rule out|forget|leave|ignore|do not|do n't|put|set)\b", re.I)
+# A later sentence that ties something to the symptom by pointing back at what was named before.
+TAKES_UP = re.compile(
+    r"(?:and )?(?:both|these|those|together|this|that|which|so|hence|thus|therefore)\b", re.I
+)
+# A main clause that denies or leaves open all that follows its "that": "there is no sign that ...".
+FRAME = re.compile(
+    r"^\W*(?:(?:so|and|but|well|no|then|hence)\b[ ,]*)*(?:"
+    r"(?:it|there|this|i|we|you|one|they|nobody|nothing|no one|none)\b[^,;:]{0,40}?\b(?:not|n't|no|"
+    r"never|hardly|"
+    r"doubt\w*|exclud\w+|disprov\w+|refut\w+|dismiss\w*|rul\w+ out|myth|legend|wrong|false|untrue|"
+    r"mistake\w*|"
+    r"error|misunderstanding|rumou?r|absurd|impossible|far from)\b"
+    r"(?! (?:secret|wonder|surprise|coincidence|accident|mystery|doubt|question)\b)[^,;:]{0,30}?"
+    r"|(?:nobody|nothing|no one|none)\b[^,;:]{0,40}?"
+    r"|(?:just |now |let us |let's )?(?:imagine|suppose|pretend|picture|say|assume)\b(?: now)?"
+    r")\s*\bthat\b(?! (?:is|was|alone|said)\b)",
+    re.I,
+)
+# A short sentence of its own that takes back, doubts or hands to somebody else what was said before it.
+TAKES_BACK = re.compile(
+    r"^\W*(?:(?:but|however|yet|or|at least|though|although|still|then again|sorry|sadly|alas|only|well|"
+    r"and|now)"
+    r"\b[, ]*)*(?:"
+    r"(?:this|that|it|all (?:of )?(?:this|that)|which)\b[^,;:]{0,24}?(?:\b(?:false|wrong|untrue|"
+    r"mistaken|incorrect|"
+    r"(?:has|have) (?:\w+ )?been (?:fixed|solved|resolved|repaired|corrected|refuted|disproved)|"
+    r"(?:a |my |only |mere )+(?:guess|theory|assumption|hypothesis|suspicion|hunch|idea|possibility)|"
+    r"speculation|guesswork|one of (?:\w+ )*(?:possibilities|candidates|causes|ideas|options))\b|"
+    r"\b(?:does|do|did|can|could|would|is|was) ?(?:n't|not) (?:\w+ )?(?:explain|account|fit|hold|match|"
+    r"right|true|"
+    r"so|it|the case|confirmed|proven|certain|the (?:\w+ )?(?:cause|reason|problem|explanation))\b)"
+    r"|(?:i|we)\b[^,;:]{0,24}?\b(?:(?:ruled|rule|would rule|excluded?|disproved?|withdr[ae]w|retract|doubt|"
+    r"dismissed) (?:\w+ )?(?:out|this|that|it)\b|(?:can|could|was|am|were|are) ?(?:n't|"
+    r"not) (?:\w+ )?(?:confirm|"
+    r"prove|verify|reproduce|sure|certain|able)\b|(?:was|were|am) (?:wrong|mistaken)\b|"
+    r"take (?:that|this|it) back|would ?(?:n't|not) (?:rule|exclude))"
+    r"|so (?:i|we|he|they|you|the \w+|your \w+) (?:\w+ )?(?:thought|think|thinks|said|says|believed?|"
+    r"believes?)\b"
+    r"|(?:that|this) is (?:just |only |merely )?what (?:your|the|my|our) \w+ (?:think|say|believe|claim|"
+    r"assume|hope)s?"
+    r"|(?:the|your|our|my) (?:\w+ )?(?:logs?|data|numbers?|figures?|tests?|evidence|preview|network tab|"
+    r"facts) "
+    r"(?:contradict|disprove|refute|deny|say otherwise|shows? otherwise|speaks? against|says? otherwise)"
+    r"|(?:it|this) (?:is|could be|may be|might be) something else\b|something else\b"
+    r"|(?:your|the) \w+ (?:says?|thinks?|claims?|believes?) so\b"
+    r"|not so\b|wrong (?:ticket|client|account|shop|answer)\b)",
     re.I,
 )

@@ -168,12 +168,12 @@ class Phrases:
                     contrary.setdefault(form, set()).update(named)
         self._contrary = _indexed(contrary, lambda phrase: phrase[0])
 
-    def contradicted(self, folded: str) -> set[str]:
-        """Labels whose opposite a sentence says: "the ecommerce object is cleared"."""
+    def contradicted(self, folded: str) -> list[Mention]:
+        """Where a sentence says the opposite of a label: "the ecommerce object is cleared"."""
         words = self._spelling.corrected(words_of(folded))
         if any(word.negates or word.text in NOBODY for word in words):
-            return set()
-        return {m.label for m in _in_order(words, self._contrary)}
+            return []
+        return list(_in_order(words, self._contrary))
 
     def mentions(self, folded: str) -> list[Mention]:
         """Every label named in a folded sentence, in order; a longer match hides the shorter ones in it."""
@@ -309,7 +309,10 @@ def _match_end(words: Sequence[Word], at: int, phrase: tuple[str, ...]) -> int |
         while at < len(words) and words[at].text != wanted:
             gap += 1
             said_no = allowed == 1 and words[at].text in _OF_A_SAYING  # "no way", "no sign of"
-            if gap > allowed or said_no or words[at].text in BREAKS or words[at].negates:
+            twice_denied = (
+                words[at].text == "missing" or words[at].text in NOBODY
+            )  # "does not lack a version"
+            if gap > allowed or said_no or twice_denied or words[at].text in BREAKS or words[at].negates:
                 return None
             at += 1
         if at >= len(words):

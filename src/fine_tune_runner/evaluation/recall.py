@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Protocol
 
 from fine_tune_runner.dataset.taxonomy import Taxonomy, cause_line
+from fine_tune_runner.evaluation.clauses import TAKES_UP
 from fine_tune_runner.evaluation.holdout import Question
 from fine_tune_runner.evaluation.phrases import Phrases, fold, words_of
 from fine_tune_runner.evaluation.rules import PATTERNS
@@ -64,11 +65,11 @@ def committed(answer: str, question: Question, taxonomy: Taxonomy, nearest: Near
     if lines:
         return _from_lines(lines, question, taxonomy, phrases)
     reading = read(answer, phrases, question.text, question.reference)
-    told = {**reading.asserted, **reading.affirmed}.get(question.label or "", "")
+    told = "" if reading.affirmed else reading.asserted.get(question.label or "", "")
     turned = (
         bool(told) and str(question.label) not in told and _turned_around(told, phrases, question, taxonomy)
     )
-    if turned or any(reading.last_word_is_against(label) for label in reading.affirmed):
+    if turned or reading.taken_back or any(reading.last_word_is_against(label) for label in reading.affirmed):
         return Commitment(None, "unresolved", _short(answer))
     if reading.affirmed:
         return _one_of(reading.affirmed, reading.rivals, question, "committed")
@@ -160,11 +161,20 @@ def _asserted(reading: Reading, question: Question, taxonomy: Taxonomy) -> Commi
     [(label, sentence)] = reading.asserted.items()
     if not reading.stands(label) or max(reading.refused, reading.hedged) >= reading.said[label]:
         return None
-    if reading.rest and wording(reading.rest, question, taxonomy).other:
+    if reading.rest and _another(reading.rest, question, taxonomy):
         return None
     if any(wording([text], question, taxonomy).covered < OVERLAPS for text in reading.unnamed):
         return None
     return Commitment(label, "committed", _short(sentence))
+
+
+def _another(rest: list[str], question: Question, taxonomy: Taxonomy) -> bool:
+    """Whether the sentences after the last name tell something else at length and tie the symptom to it."""
+    ties = any(
+        (PATTERNS["commit"].search(text) or PATTERNS["strong"].search(text)) and not TAKES_UP.match(text)
+        for text in rest
+    )
+    return ties and wording(rest, question, taxonomy).other
 
 
 def _turned_around(sentence: str, phrases: Phrases, question: Question, taxonomy: Taxonomy) -> bool:

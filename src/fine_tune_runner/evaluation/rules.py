@@ -66,7 +66,7 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
             r"\b(?:trace[sd]?|traces back|goes back|go back) (?:back )?to\b",
             r"\b(?:is|are) (?:to blame|at fault|responsible|behind|the culprit|why|what (?:breaks|causes|"
             r"you))\b",
-            r"\b(?:explains?|causes|triggers|produces|leads to|results in)\b",
+            r"\b(?:explains?|causes|triggers|produces|leads? to|results? in)\b",
             r"\bthis is (?:a |an |the )?(?:clear |classic |textbook |plain )?(?:case|instance|example) of\b",
             r"\b(?:it|this|that|what you have|what we have|what you see)(?: here)?(?: is|'s)\b",
             r"\b(?:you|we|the site|this account)(?: have| has|(?: are| is|'re) (?:facing|dealing with|"
@@ -139,6 +139,7 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
             r"springs?) to) (?:my |our )?mind\b|\bno (?:proof|evidence) (?:for|of) (?:it|that|this)\b",
             r"\b(?:says?|said|writes?|wrote|claims?|thinks?|believes?|insists?|argues?|suggests?|"
             r"swears?|reckons?|suspects?|assumes?|states?|stated|told (?:me|us|you|them)) that\b",
+            r"\b(?:has|have|had) it that\b",
             r"\b(?:according to|in the (?:words|opinion) of|as (?:you|they|the client) (?:put|say|said))\b",
             r"\b(?:initially|originally|at first|first) (?:\w+ )?(?:blamed|suspected|thought|assumed|"
             r"diagnosed)\b",
@@ -306,6 +307,7 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
         "denies the cause named before it in the clause",
         (
             r"\b(?:explain|cause|trigger|produce|change)s? (?:nothing|little|none|neither|no)\b",
+            r"\b(?:falls? (?:away|flat)|drops? out|did stop|stopped)\b",
             r"\b(?:is|was|are|were|be) (?:nothing|disabled|deactivated|switched off|turned off)\b",
             r"\b(?:is|was|are|were|be|been|can|could|has|have|looks?|seems?|works?|turned out|"
             r"proved)\b[^,;]{0,24}?"
@@ -375,6 +377,7 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
             r"\b(?:can|could|has|have|does|do|is|are|was|were) ?(?:not|n't|nothing) (?:be |to )?"
             r"(?:blame|it\b|do with|explain|account for|responsible|involved|at fault|guilty)",
             r"\b(?:is|was|are|were) (?:innocent|off the hook|not guilty|cleared|ruled out|excluded)\b",
+            r"\b(?:this|that|it|which) (?:is|was) no (?:\w+ )?(?:cause|reason|culprit|explanation)\b",
         ),
     ),
     (

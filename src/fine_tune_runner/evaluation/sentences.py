@@ -31,9 +31,9 @@ _QUOTE = re.compile(
 )
 _SPEECH = re.compile(
     r"\b(?:sa(?:y|ys|id|ying)|wr(?:ite|ites|ote)|writ\w+|report\w*|claim\w*|ask\w*|told|tell\w*|mention\w*|"
-    r"states?|stated|reads|quot\w+|note[sd]?|subject|complain\w*|message|words|ticket|comment\w*|"
+    r"states?|stated|reads|quot\w+|note[sd]?|subject|complain\w*|message|(?<!other )words|ticket|comment\w*|"
     r"schreib\w*|sagt\w*|meint\w*|nenn\w+|heiß\w*|laut\w*|list(?:s|ed)?|names?|calls?|puts?|parle\w*|dice|"
-    r"dijo|escrib\w+|dit|écrit|zegt|schrijft|scrive)\b[^.;]*$",
+    r"dijo|escrib\w+|dit|écrit|zegt|schrijft|scrive)\b[^.;:]*:?[^.;:]{0,3}$",
     re.I,
 )
 _LED_IN = 200  # characters before a quotation in which its speaker is looked for

@@ -25,8 +25,10 @@ from fine_tune_runner.evaluation.clauses import (
     CONSEQUENCE,
     DEFINES,
     DENIED_COMMIT,
+    DISCARDS,
     DISMISSES,
     ENDS_AT_COMMA,
+    FRAME,
     MEMBERS,
     MODAL,
     OR_AFTER,
@@ -37,6 +39,7 @@ from fine_tune_runner.evaluation.clauses import (
     RELATIVE_MODAL,
     RESUMES,
     STATES,
+    TAKES_BACK,
     TURN,
     VERDICT_NO,
     VERDICT_YES,
@@ -88,6 +91,7 @@ class Reading:
     against: dict[str, int] = field(default_factory=dict)
     strong: bool = False
     withdrawn: bool = False
+    taken_back: bool = False
     open: bool = False
     refusals: list[str] = field(default_factory=list)
     refused: int = -1
@@ -104,7 +108,7 @@ class Reading:
 
 
 def read(answer: str, phrases: Phrases, asked: str = "", reference: str = "") -> Reading:
-    """All sentences in order, to the fix; a retraction takes back what was said before it.
+    """All sentences in order, to the fix; a retraction, also one after the fix, takes back what was said.
 
     A name made of the question's own words is told again, not asserted. A place or platform that neither
     question nor reference speaks of is another one.
@@ -112,10 +116,13 @@ def read(answer: str, phrases: Phrases, asked: str = "", reference: str = "") ->
     known = f"{asked}\n{reference}".casefold()
     echo = {word.text for word in words_of(fold(asked))}
     whole = Reading()
-    before = ""
+    before, told = "", False
     for index, sentence in enumerate(sentences(answer)):
-        if sentence.after_fix and whole.affirmed:
-            break
+        if TAKES_BACK.match(sentence.text) and not phrases.mentions(sentence.text):
+            whole.taken_back = True
+        told = told or (sentence.after_fix and bool(whole.affirmed))
+        if told:
+            continue
         judged = judge(sentence.text, phrases, known)
         if any(m[1].casefold() not in known for m in OTHER_PLACE.finditer(sentence.text)):
             judged = Reading(doubted={*judged.affirmed, *judged.asserted, *judged.doubted})
@@ -160,9 +167,10 @@ def _add(whole: Reading, judged: Reading, sentence: Sentence, index: int) -> Non
     whole.doubts |= dict.fromkeys(judged.doubted, index)
     of_amount = AMOUNT.search(text) is not None and not judged.doubted
     whole.open |= judged.open or (PATTERNS["open"].search(text) is not None and not of_amount)
-    whole.denied |= judged.denied
-    whole.against |= dict.fromkeys(judged.denied, index)
     instruction = PATTERNS["fix_step"].search(text) and not judged.strong
+    if not instruction or DISCARDS.match(text):
+        whole.denied |= judged.denied
+        whole.against |= dict.fromkeys(judged.denied, index)
     meant = RELATIVE_MODAL.sub(_blank, text)
     doubts = [m for m in PATTERNS["hedge"].finditer(meant) if not m[0].casefold().startswith("should")]
     if doubts and not (judged.affirmed or judged.asserted or instruction or of_amount):
@@ -187,6 +195,7 @@ def _add(whole: Reading, judged: Reading, sentence: Sentence, index: int) -> Non
     whole.affirmed = judged.affirmed | whole.affirmed
     whole.asserted = judged.asserted | whole.asserted
     whole.said |= dict.fromkeys(judged.affirmed | judged.asserted, index)
+    whole.taken_back &= not (judged.affirmed or judged.asserted)
     whole.commits += judged.commits
     plain = [] if CONCLUDES.match(text) else judged.plain
     whole.plain += plain
@@ -213,6 +222,10 @@ def judge(sentence: str, phrases: Phrases, known: str = "") -> Reading:
     turns = [m for m in TURN.finditer(text) if m[0] != "," or DISMISSES.search(text, 0, m.start())]
     for turn in (*turns, None):
         arm = text[start : turn.start() if turn else len(text)]
+        if FRAME.match(arm):
+            found.doubted |= {mention.label for mention in phrases.mentions(arm)}
+            carried, start = False, turn.end() if turn else start
+            continue
         if retract and start <= retract.start() < start + len(arm):
             found = Reading(withdrawn=True)
             arm = arm[retract.end() - start :]
@@ -237,7 +250,8 @@ def _judge_arm(arm: str, phrases: Phrases, found: Reading, carried: bool, senten
         if found.affirmed or PATTERNS["alternative"].search(arm):
             found.rivals |= labels - set(found.affirmed)
         return False
-    denied = {m for m in mentions if _denied(m, arm, mentions, live)}
+    contrary = phrases.contradicted(arm)
+    denied = {m for m in mentions if _denied(m, arm, mentions, live) or any(_covers(c, m) for c in contrary)}
     found.denied |= {m.label for m in denied}
     found.doubted |= found.denied
     looked_at = PATTERNS["looked"].search(arm)
@@ -263,7 +277,7 @@ def _judge_arm(arm: str, phrases: Phrases, found: Reading, carried: bool, senten
         found.commits.append(arm.strip())
         if strong and not mentions and not VERDICT_NO.search(arm):
             found.unnamed.append(sentence)
-    found.contradicted |= phrases.contradicted(arm)
+    found.contradicted |= {m.label for m in contrary}
     found.strong |= bool(live and strong)
     if mentions or not CLEARED.search(whole):  # "DNS is fine" clears DNS and asserts no cause
         found.plain.append(whole.strip())
@@ -338,6 +352,16 @@ def _listed(arm: str, mentions: list[Mention]) -> bool:
         and len(others) >= 2 - (len(named) > 1)
         and (summed or all(len(text.split()) <= 4 and not STATES.search(text) for text in others))
         and all(len(lead.split()) <= 1 or lead.endswith(("is", "are", ":")) for lead in leads)
+    )
+
+
+def _covers(contrary: Mention, mention: Mention) -> bool:
+    """Whether a name is only part of its opposite: "unwanted referrals are configured"."""
+    return (
+        contrary.label == mention.label
+        and contrary.words > mention.words
+        and contrary.start <= mention.start
+        and mention.end <= contrary.end
     )
 
 
