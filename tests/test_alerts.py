@@ -117,6 +117,14 @@ def test_a_failure_is_an_alert_and_still_the_same_error(tmp_path: Path, webhook:
     assert [post["title"] for post in webhook.posts] == ["small v2 failed (policy)"]
 
 
+def test_of_a_run_that_never_got_on_record_nothing_is_said(tmp_path: Path, webhook: Webhook) -> None:
+    desk = desk_with(tmp_path, webhook.address)
+    heard: list[str] = []
+    alerts = Alerts(desk.settings, lambda: datetime.now(UTC), notice=heard.append)
+    alerts.run_ended(desk.runner().engine, "small-v2-b-12345678-1")
+    assert (heard, webhook.posts) == ([], [])
+
+
 def test_each_alert_goes_out_once_per_run_and_cause(tmp_path: Path, webhook: Webhook) -> None:
     desk = desk_with(tmp_path, webhook.address)
     desk.track.cost_usd = 20.0

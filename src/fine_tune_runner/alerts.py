@@ -24,7 +24,7 @@ from fine_tune_runner.policy.guard import guarded
 from fine_tune_runner.registry.store import Registry
 from fine_tune_runner.settings import Client, Secret, Settings, client_ids, load_client
 from fine_tune_runner.types import Clock, Run, Verdict
-from fine_tune_runner.workflow.engine import Engine, Event
+from fine_tune_runner.workflow.engine import RUN_ID, Engine, Event
 
 WITHIN_DAYS = 60  # a model in service that stops answering sooner is an alert
 NEWS_DAYS = 7  # what ended longer ago is no news: who names an address today hears of nothing old
@@ -116,9 +116,15 @@ class Alerts:
         self._listener = listener
 
     def run_ended(self, engine: Engine, run_id: str) -> None:
-        """Say how a run ended, where that is one to hear of; to be called whenever a run stopped."""
+        """Say how a run ended, where that is one to hear of; to be called whenever a run stopped.
+
+        One that never got on record has not ended: who asked for it hears why, and nobody else.
+        """
+        name = RUN_ID.fullmatch(run_id)
         with self._unbroken():
-            self._of_run(engine, engine.find(run_id).run)
+            for state in engine.runs(name[1]) if name else ():
+                if state.run.run_id == run_id:
+                    self._of_run(engine, state.run)
 
     def heard(self, engine: Engine, event: Event) -> None:
         """The same for who hears the events of many runs (`fine-tune worker`)."""

@@ -101,8 +101,12 @@ def durable(
     clock: Clock,
     listener: Callable[[Event], None],
     notice: Callable[[str], None],
+    observe: Callable[[Event], None] = lambda _event: None,
 ) -> Durable:
-    """The engine of the product; alone on SQLite, this machine is trusted with sensitive clients."""
+    """The engine of the product; alone on SQLite, this machine is trusted with sensitive clients.
+
+    `listener` hears runs that are waited for, whoever does them; `observe` what is done by this process then.
+    """
     url = settings.database
     return Durable(
         settings.data_dir,
@@ -112,6 +116,7 @@ def durable(
         labels=() if url else ("private",),
         listener=listener,
         notice=notice,
+        observe=observe,
     )
 
 

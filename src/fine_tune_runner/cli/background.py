@@ -6,6 +6,7 @@ What operators asked for beside that hears the same events: log lines, spans, me
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import threading
@@ -16,10 +17,10 @@ from typing import Any
 import click
 
 from fine_tune_runner.alerts import ENDS
-from fine_tune_runner.cli.common import Command, echo, echo_json, notice
+from fine_tune_runner.cli.common import Command, echo, echo_json, notice, runner
 from fine_tune_runner.errors import Interrupted
 from fine_tune_runner.observe.log import Log
-from fine_tune_runner.runner import FineTuneRunner
+from fine_tune_runner.runner import FineTuneRunner, durable
 from fine_tune_runner.workflow.engine import Event
 
 QUIET: Sequence[str] = ("train step", "evaluation progress", "job status", "train checkpoint")
@@ -93,6 +94,24 @@ def log_option(command: Command) -> Command:
         metavar="FILE",
         help="Append each event as a JSON line with run, client and step; /dev/stderr is a file too.",
     )(command)
+
+
+@contextlib.contextmanager
+def waited_for(poll_s: float | None, log: Log | None, **words: Any) -> Iterator[FineTuneRunner]:
+    """The library for a command that waits for its runs; what it does itself is observed as a worker's is.
+
+    `words` are those of `FineTuneRunner`.
+    """
+    heard: list[Callable[[Event], None]] = []
+
+    def observe(event: Event) -> None:
+        for one in heard:
+            one(event)
+
+    line = runner(poll_s, engine=functools.partial(durable, observe=observe), **words)
+    with observed(line, log) as hear:
+        heard.append(hear)
+        yield line
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import click
 
+from fine_tune_runner.cli.background import log_option, waited_for
 from fine_tune_runner.cli.common import (
     confirm,
     echo,
@@ -22,6 +23,7 @@ from fine_tune_runner.cli.common import (
 from fine_tune_runner.cli.submit import closing, queued
 from fine_tune_runner.cli.transcript import JsonLines, Transcript
 from fine_tune_runner.errors import RunError, RunnerError
+from fine_tune_runner.observe.log import Log
 from fine_tune_runner.runner import FineTuneRunner
 from fine_tune_runner.settings import client_ids, load_client
 from fine_tune_runner.workflow.engine import RunState
@@ -157,10 +159,11 @@ def approve_command(run_id: str, as_json: bool) -> int:
 
 @click.command("resume")
 @click.argument("run_id", metavar="RUN")
+@log_option
 @poll_option
 @yes_option
 @json_option
-def resume_command(run_id: str, poll_s: float | None, yes: bool, as_json: bool) -> int:
+def resume_command(run_id: str, log: Log | None, poll_s: float | None, yes: bool, as_json: bool) -> int:
     """Go on with a run where it stopped.
 
     A run whose folder was lost is begun again under its own name, and finds the job that it paid for.
@@ -170,21 +173,21 @@ def resume_command(run_id: str, poll_s: float | None, yes: bool, as_json: bool) 
       fine-tune resume teleios-v1-b-1a2b3c4d-1
       fine-tune resume hre-v3-a-1a2b3c4d-1 --poll-interval 30
     """
-    return go_on(run_id, poll_s, yes, as_json)
+    return go_on(run_id, poll_s, yes, as_json, log)
 
 
-def go_on(run_id: str, poll_s: float | None, yes: bool, as_json: bool) -> int:
+def go_on(run_id: str, poll_s: float | None, yes: bool, as_json: bool, log: Log | None = None) -> int:
     """Go on with a run and show it; the exit code of its verdict."""
     run = runner().named(run_id)
     name = load_client(settings(), run.client_id).name
     listener = JsonLines() if as_json else Transcript(name)
-    line = runner(poll_s, listener=listener, confirm=confirm(yes))
-    try:
-        if yes:
-            line.engine.approve(run)
-        job = line.start(run)
-    finally:
-        listener.close()
+    with waited_for(poll_s, log, listener=listener, confirm=confirm(yes)) as line:
+        try:
+            if yes:
+                line.engine.approve(run)
+            job = line.start(run)
+        finally:
+            listener.close()
     return closing(job, line.entry(run.client_id, run.version, run.track), name, as_json)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import click
 
 from fine_tune_runner.cli import say_error
+from fine_tune_runner.cli.background import log_option, waited_for
 from fine_tune_runner.cli.common import (
     answers_option,
     confirm,
@@ -26,6 +28,8 @@ from fine_tune_runner.cli.common import (
 from fine_tune_runner.cli.transcript import RULE, JsonLines, Transcripts
 from fine_tune_runner.dataset import read
 from fine_tune_runner.errors import RunnerError
+from fine_tune_runner.observe.log import Log
+from fine_tune_runner.runner import FineTuneRunner
 from fine_tune_runner.settings import load_client
 from fine_tune_runner.types import Job, Purpose, RegistryEntry, Request, Run, Track
 
@@ -65,6 +69,7 @@ def _version(_ctx: click.Context, _param: click.Parameter, value: str) -> Versio
 @click.option("--detach", is_flag=True, help="Leave the run to a worker and return at once.")
 @answers_option
 @strict_option
+@log_option
 @poll_option
 @yes_option
 @json_option
@@ -79,6 +84,7 @@ def submit_command(
     detach: bool,
     answers: int | None,
     strict: bool,
+    log: Log | None,
     poll_s: float | None,
     yes: bool,
     as_json: bool,
@@ -89,6 +95,8 @@ def submit_command(
 
     Several clients run side by side; on own hardware those with the same base and settings train together.
     What stops one stops no other, costs are asked for once, and the highest exit code counts.
+
+    With OTEL_EXPORTER_OTLP_ENDPOINT it sends spans as `fine-tune worker` does.
 
     \b
     Examples:
@@ -119,7 +127,7 @@ def submit_command(
         return each(names, lambda name: preview(request(name), as_json), as_json)
     if detach:
         return each(names, lambda name: leave(request(name), yes, as_json), as_json)
-    return follow(names, request, poll_s, yes, as_json)
+    return follow(names, request, poll_s, yes, as_json, log)
 
 
 def follow(
@@ -128,18 +136,14 @@ def follow(
     poll_s: float | None,
     yes: bool,
     as_json: bool,
+    log: Log | None = None,
 ) -> int:
     """Run what is asked for of each client, side by side, and show it; the highest exit code."""
     names: dict[str, str] = {}
     listener: Any = None
     runs: dict[str, Run] = {}
-    line = runner(
-        poll_s,
-        listener=lambda event: listener(event),
-        confirm=confirm(yes, before=lambda: listener.close()),
-    )
 
-    def begin(client_id: str) -> int:
+    def begin(line: FineTuneRunner, client_id: str) -> int:
         run = line.run_for(request(client_id))
         names[client_id] = load_client(settings(), client_id).name
         if not as_json:
@@ -150,12 +154,14 @@ def follow(
         runs[client_id] = run
         return 0
 
-    code = each(client_ids, begin, as_json)
-    listener = JsonLines() if as_json else Transcripts(names)
-    try:
-        ended = dict(zip(runs, line.start_all(list(runs.values())), strict=True))
-    finally:
-        listener.close()
+    ask = confirm(yes, before=lambda: listener.close())
+    with waited_for(poll_s, log, listener=lambda event: listener(event), confirm=ask) as line:
+        code = each(client_ids, functools.partial(begin, line), as_json)
+        listener = JsonLines() if as_json else Transcripts(names)
+        try:
+            ended = dict(zip(runs, line.start_all(list(runs.values())), strict=True))
+        finally:
+            listener.close()
 
     def end(client_id: str) -> int:
         job = ended.get(client_id)

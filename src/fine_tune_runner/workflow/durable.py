@@ -30,7 +30,10 @@ FOREGROUND, BACKGROUND = 1, 10  # priorities: somebody waits for it, nobody does
 
 
 class Durable:
-    """Runs of all clients below `data_dir`; `listener` hears the events of runs that are waited for."""
+    """Runs of all clients below `data_dir`; `listener` hears the events of runs that are waited for.
+
+    `observe` hears only what this process does while it waits, for another one reports what it does itself.
+    """
 
     def __init__(
         self,
@@ -43,6 +46,7 @@ class Durable:
         notice: Callable[[str], None] = lambda _text: None,
         labels: Sequence[str] = ("private",),
         patience: Patience = PATIENCE,
+        observe: Callable[[Event], None] = lambda _event: None,
     ) -> None:
         self.folder = data_dir / ".fine-tune"
         self.record = Record(data_dir, clock)
@@ -52,6 +56,7 @@ class Durable:
         self._listener = listener
         self._labels = labels
         self._patience = patience
+        self._observe = observe
         self._away = False
 
     def find(self, run_id: str) -> RunState:
@@ -214,7 +219,7 @@ class Durable:
         told = False
         while awaited.left:
             try:
-                with self.engine(database) as executor:
+                with self.engine(database, listener=self._observe) as executor:
                     if database.embedded:  # whoever had the engine before is dead
                         database.recover(dead=lambda _id: True, wanted=awaited.has)
                     self._here(database, executor, awaited)
