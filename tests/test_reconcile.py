@@ -16,6 +16,8 @@ from fine_tune_runner.registry import edits
 from fine_tune_runner.runner import FineTuneRunner
 from fine_tune_runner.types import Request, Run, VersionKey
 from fine_tune_runner.workflow.durable import Durable
+from tests.contract.ollama_server.server import serving
+from tests.private.ollama_world import put_foreign
 from tests.scripted_track import Letters
 from tests.test_runner import Desk
 
@@ -147,6 +149,38 @@ def test_what_a_provider_does_not_have_is_listed(desk: Desk) -> None:
     runner.submit("small", 1)
     (found,) = disagreements(runner, lambda _text: None, [("small", VersionKey(version=1, track="B"))])
     assert "the provider has no such model" in found.message
+
+
+def at(desk: Desk, host: str) -> FineTuneRunner:
+    """The library with an Ollama host, where version 1 is registered."""
+
+    def edit(entries: edits.Entries) -> edits.Entries:
+        words = {"provider": "ollama", "endpoint": host, "model_id": "small-client:v1", "artifact": None}
+        return tuple(msgspec.structs.replace(e, **words) if e.version == 1 else e for e in entries)
+
+    runner = desk.runner()
+    runner.registry("small").change("edit", edit, who="x", why="test")
+    runner.settings = msgspec.structs.replace(runner.settings, ollama_host=host)
+    return runner
+
+
+def test_a_model_that_was_deleted_at_the_ollama_host_is_listed(desk: Desk, tmp_path: Path) -> None:
+    desk.runner().submit("small", 1)
+    with serving(tmp_path / "ollama") as server:
+        runner = at(desk, server.url)
+        (found,) = look(runner)
+        assert found.message == f"its model small-client:v1 is in service, but missing at {server.url}"
+        assert (found.how, "fine-tune rollback --client small" in found.remedy) == (None, True)
+        put_foreign(server, "small-client:V1")  # names ignore case
+        assert look(runner) == []
+
+
+def test_an_ollama_host_that_is_away_is_noticed_and_tells_nothing(desk: Desk) -> None:
+    desk.runner().submit("small", 1)
+    notices: list[str] = []
+    assert disagreements(at(desk, "http://127.0.0.1:9"), notices.append) == []
+    (said,) = notices
+    assert said.startswith("http://127.0.0.1:9 was not asked for its models: ")
 
 
 def test_the_command_exits_1_until_what_disagrees_is_settled(desk: Desk) -> None:

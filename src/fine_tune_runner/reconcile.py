@@ -15,7 +15,7 @@ import msgspec
 from fine_tune_runner.errors import RunError, RunnerError
 from fine_tune_runner.registry import edits
 from fine_tune_runner.runner import FineTuneRunner
-from fine_tune_runner.settings import Client, client_ids, load_client
+from fine_tune_runner.settings import Client, Settings, client_ids, load_client
 from fine_tune_runner.types import RegistryEntry, VersionKey
 from fine_tune_runner.workflow.engine import RunState, Waiting
 
@@ -42,8 +42,10 @@ def disagreements(
 ) -> list[Disagreement]:
     """Look at every client and once at the engine's database; what cannot be read is noticed and left out.
 
-    `gone` are the versions, by client, whose models a provider said it does not have.
+    `gone` are the versions, by client, whose models a provider said it does not have. The Ollama host is
+    asked here, once for sensitive clients and once for the others.
     """
+    hosts = _Hosts(runner.settings, notice)
     found: list[Disagreement] = []
     states: dict[str, RunState] = {}
     unread: set[str] = set()
@@ -55,7 +57,8 @@ def disagreements(
             unread.add(name)  # said by `examine`
             continue
         states |= {one.run.run_id: one for one in runs}
-        found += _models_gone(client, entries, [key for whose, key in gone if whose == name])
+        where = {key: "the provider has no such model" for whose, key in gone if whose == name}
+        found += _models_gone(client, entries, where | hosts.missing(client, entries))
         found += [text for one in runs if (text := _unregistered(runner, client, entries, one))]
     try:
         live = runner.engine.live()
@@ -97,15 +100,13 @@ def _change(
 
 
 def _models_gone(
-    client: Client, entries: Sequence[RegistryEntry], gone: Sequence[VersionKey]
+    client: Client, entries: Sequence[RegistryEntry], gone: Mapping[VersionKey, str]
 ) -> Iterator[Disagreement]:
-    """Registered models whose file is not there, or which their provider does not have."""
+    """Registered models whose file is not there, or which are `gone` elsewhere, with the words for it."""
     for entry in entries:
         if entry.model_id is None or not (_without_file(client, entry) or entry.key in gone):
             continue
-        where = (
-            f"no file {client.dir / entry.artifact}" if entry.artifact else "the provider has no such model"
-        )
+        where = gone.get(entry.key) or f"no file {client.dir / str(entry.artifact)}"
         again = f"train it again: fine-tune submit --client {client.id} --version {entry.version} --again"
         back = f"go back: fine-tune rollback --client {client.id} --version N, and publish a new version"
         what = "in service" if entry.active else "on record"
@@ -119,6 +120,36 @@ def _models_gone(
             run_id=entry.run_id,
             key=entry.key,
         )
+
+
+class _Hosts:
+    """What `OLLAMA_HOST` has, looked up when a first version is registered there."""
+
+    def __init__(self, settings: Settings, notice: Callable[[str], None]) -> None:
+        self._settings = settings
+        self._notice = notice
+        self._has: dict[bool, frozenset[str] | None] = {}  # by whether a client is sensitive
+
+    def missing(self, client: Client, entries: Sequence[RegistryEntry]) -> dict[VersionKey, str]:
+        """The versions that are registered at this host and not there; none where it was not reached."""
+        host = self._settings.ollama_host
+        there = [e for e in entries if e.model_id and e.provider == "ollama" and e.endpoint == host]
+        if host is None or not there:
+            return {}
+        from fine_tune_runner.private.ollama import full_name
+        from fine_tune_runner.private.served import Served
+
+        sensitive = client.config.is_sensitive
+        if sensitive not in self._has:
+            try:
+                self._has[sensitive] = Served(self._settings, client).has()
+            except RunnerError as error:
+                self._notice(f"{host} was not asked for its models: {error}")
+                self._has[sensitive] = None
+        has = self._has[sensitive]
+        if has is None:
+            return {}
+        return {e.key: f"missing at {host}" for e in there if full_name(str(e.model_id)) not in has}
 
 
 def _without_file(client: Client, entry: RegistryEntry) -> bool:

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from urllib.parse import urlsplit
 
 from fine_tune_runner.errors import ProviderError, RunnerError, ServingError
-from fine_tune_runner.private.ollama import Ollama
+from fine_tune_runner.private.ollama import Ollama, full_name
 from fine_tune_runner.private.placing import Connect, Placing, stamp_of
 from fine_tune_runner.private.serve import seed_of
 from fine_tune_runner.private.templates import Family
@@ -184,6 +184,11 @@ class Served:
                 f"{self._host}: {self._alias} is not the same as {active.model_id} after copying"
             )
         return f"{self._alias} → {active.model_id}"
+
+    def has(self) -> frozenset[str]:
+        """The full names of all models at the host; it is asked once."""
+        with self._connect() as ollama:
+            return frozenset(full_name(model.name) for model in ollama.models())
 
     def _own(self, ollama: Ollama) -> list[str]:
         """The names at the host that this client's runs made."""
