@@ -52,6 +52,7 @@ class World:
         self.base = folder / "base"
         self.base.mkdir()
         shape = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 4, "vocab_size": 100}
+        shape["num_attention_heads"] = 2
         (self.base / "config.json").write_text(json.dumps(shape))
         self.sat: list[list[str]] = []
         self.do: Callable[[Sequence[str]], None] = lambda names: None
@@ -162,10 +163,10 @@ def test_as_many_sit_as_memory_takes_and_always_one(world: World) -> None:
     contexts: list[Any] = [Waiting(str(number)) for number in range(5)]
     seats = [world.seat(context) for context in contexts]
     assert fitting(seats, 0) == 1
-    # 4 layers of 8 * (4 * 8 + 3 * 16) numbers and two tables of 100 * 8, 4 bytes each.
-    base = 16_640
-    # 4 + 4 * (10 - 4) tokens of (16 * 8 + 8 * 16) * 4 + 100 * 4 bytes; 2 * (14 * 8 + 4 * 16) numbers of an
-    # adapter, 16 bytes each; hidden states of 1000 tokens, 8 * 4 bytes each.
+    # 4 layers of 8 * (4 * 8 + 3 * 16) numbers and two tables of 100 * 8, 4 bytes each; logits.
+    base = 16_640 + 204_800
+    # 4 + 4 * (10 - 4) tokens of 10 * 8 + 4 * 16 + 2 * 10 numbers and 8 * (8 + 16) on the way back, 4 bytes
+    # each; 2 * (14 * 8 + 4 * 16) numbers of an adapter, 16 bytes each; hidden states of 1000 tokens, 8 * 4.
     one = 28 * 1_424 + 5_632 + 32_000
     assert fitting(seats, round((base + 3 * one) / 0.8) + 10) == 3
     assert fitting(seats, round((base + 3 * one) / 0.8) - 10) == 2

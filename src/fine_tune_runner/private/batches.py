@@ -19,6 +19,7 @@ MIN_SHARED = (
 # Rows that share this much beyond the prompt come together within so many batches; others stay mixed.
 MIN_GROUPED, GROUP_WINDOW = 64, 8
 TREE_TOKENS = 16_384  # tokens that go through the model at once; a step with more is cut into several trees
+HEAD_ROWS = 256  # positions whose logits exist at once
 TRUNK_BYTES = 2 << 30  # memory for the hidden states that leave the frozen layers, a client
 
 

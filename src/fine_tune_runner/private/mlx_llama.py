@@ -18,11 +18,10 @@ from mlx import nn
 from mlx_lm.utils import load_model
 
 from fine_tune_runner.errors import MissingModel, TrainingError
-from fine_tune_runner.private.batches import Corpus, Span, Tree
+from fine_tune_runner.private.batches import HEAD_ROWS, Corpus, Span, Tree
 from fine_tune_runner.private.llama_config import LlamaConfig
 from fine_tune_runner.private.lora_layout import names
 
-HEAD_ROWS = 256  # positions whose logits exist at once
 GROUP_SIZE, BITS = 64, 4  # of a 4-bit base: mlx-lm's own defaults
 
 

@@ -13,13 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fine_tune_runner.private.batches import Corpus, Tree
+from fine_tune_runner.private.batches import HEAD_ROWS, Corpus, Tree
 from fine_tune_runner.private.flex import attention
 from fine_tune_runner.private.llama import Kept, Llama, block, rms_norm, rotary
 from fine_tune_runner.private.lora import Adapter
 from fine_tune_runner.private.trunk import Trunk, positions
-
-HEAD_ROWS = 256  # positions whose logits exist at once
 
 
 @dataclass(frozen=True)
