@@ -1,10 +1,10 @@
 """Hard answers that were written and judged by hand, through the public scoring (benchmarks/recall.py).
 
-The rules of recall were mended with all of them, so this guards against falling back and measures nothing
-new. Before that, `hard_second.jsonl` was scored once unseen: 91 of 135 right answers recognised, 7 of 132
-wrong ones accepted. `hard_own.jsonl` is by the author of the rules, wrong answers made to slip through: at
-their first run 37 of 135 did, and one still does and is left out ("the site pushes X and so does the trigger
-expect it"). Rows marked `doubtful` are those whose author was not sure himself.
+The rules and the names of causes were mended with all of them, so this guards against falling back and
+measures nothing new. As first scored, unseen: `hard_second.jsonl` 91 of 135 right answers recognised and 7 of
+132 wrong ones accepted, `third.jsonl` 109 of 152 and 1 of 152. `hard_own.jsonl` is by the rules' author,
+wrong answers made to slip through: at their first run 37 of 135 did, and one still does and is left out ("the
+site pushes X and so does the trigger expect it"). Rows marked `doubtful` are those whose author was not sure.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from fine_tune_runner.evaluation.similarity import MiniLM, Remembered
 
 DATA = Path(__file__).parent / "data"
 # Least share of right answers recognised; what is missing is left to a person, not called wrong.
-LEAST = {"hard_dev.jsonl": 0.9, "hard_second.jsonl": 0.8, "hard_own.jsonl": 0.85}
+LEAST = {"hard_dev.jsonl": 0.93, "hard_second.jsonl": 0.87, "hard_own.jsonl": 0.93, "third.jsonl": 0.81}
 
 
-@pytest.fixture(scope="module", params=sorted(path.name for path in DATA.glob("hard_*.jsonl")))
+@pytest.fixture(scope="module", params=sorted(LEAST))
 def file(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

@@ -175,10 +175,11 @@ TAKES_UP = re.compile(
 )
 # A main clause that denies or leaves open all that follows its "that": "there is no sign that ...".
 FRAME = re.compile(
-    r"^\W*(?:(?:so|and|but|well|no|then|hence)\b[ ,]*)*(?:"
+    r"^\W*(?:[^,;:]{0,40},\s*)?(?:(?:so|and|but|well|no|then|hence)\b[ ,]*)*(?:"
     r"(?:it|there|this|i|we|you|one|they|nobody|nothing|no one|none)\b[^,;:]{0,40}?\b(?:not|n't|no|"
     r"never|hardly|"
-    r"doubt\w*|exclud\w+|disprov\w+|refut\w+|dismiss\w*|rul\w+ out|myth|legend|wrong|false|untrue|"
+    r"doubt\w*|exclud\w+|disprov\w+|refut\w+|dismiss\w*|rul\w+ out|myth|"
+    r"little|hardly anything|once|imagine|conceiv\w+|opposite|legend|wrong|false|untrue|"
     r"mistake\w*|"
     r"error|misunderstanding|rumou?r|absurd|impossible|far from)\b"
     r"(?! (?:secret|wonder|surprise|coincidence|accident|mystery|doubt|question)\b)[^,;:]{0,30}?"
@@ -203,7 +204,7 @@ TAKES_BACK = re.compile(
     r"|(?:i|we)\b[^,;:]{0,24}?\b(?:(?:ruled|rule|would rule|excluded?|disproved?|withdr[ae]w|retract|doubt|"
     r"dismissed) (?:\w+ )?(?:out|this|that|it)\b|(?:can|could|was|am|were|are) ?(?:n't|"
     r"not) (?:\w+ )?(?:confirm|"
-    r"prove|verify|reproduce|sure|certain|able)\b|(?:was|were|am) (?:wrong|mistaken)\b|"
+    r"prove|verify|reproduce|sure|certain|able|convinced|persuaded)\b|(?:was|were|am) (?:wrong|mistaken)\b|"
     r"take (?:that|this|it) back|would ?(?:n't|not) (?:rule|exclude))"
     r"|so (?:i|we|he|they|you|the \w+|your \w+) (?:\w+ )?(?:thought|think|thinks|said|says|believed?|"
     r"believes?)\b"
@@ -214,6 +215,11 @@ TAKES_BACK = re.compile(
     r"(?:contradict|disprove|refute|deny|say otherwise|shows? otherwise|speaks? against|says? otherwise)"
     r"|(?:it|this) (?:is|could be|may be|might be) something else\b|something else\b"
     r"|(?:your|the) \w+ (?:says?|thinks?|claims?|believes?) so\b"
+    r"|[^,;:]{0,40}\bone (?:explanation|possibility|option|cause|idea|theory) (?:among|of)\b"
+    r"|(?:this|that|it) (?:can|could|has to|must) be (?:excluded|ruled out|dismissed|discarded)\b"
+    r"|(?:this|that|it) (?:was|is) (?:only |just )?my (?:first|initial|original) \w+"
+    r"|[^.?!]{0,60}\b(?:speaks? against (?:it|this|that)|(?:proved?|shows?|showed|suggests?) (?:the opposite|"
+    r"otherwise))\b"
     r"|not so\b|wrong (?:ticket|client|account|shop|answer)\b)",
     re.I,
 )

@@ -80,7 +80,7 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
         (
             r"\b(?:may|might|could|would|should) (?:well |also |just |still |very well |easily |even )?"
             r"(?:be|have|come|stem|explain|cause|point|result|lie|look|not|indicate|suggest)\b",
-            r"\b(?:maybe|perhaps|possibly|probably|presumably|potentially|conceivably|supposedly|allegedly|"
+            r"\b(?:maybe|perhaps|possibly|probably|presumably|potentially|conceivably|supposedly|allegedly|hypothetically|theoretically|"
             r"plausibl[ey]|likely|likelihood|probability|chances?\b|odds\b|apparently|seemingly|arguably)\b",
             r"\b(?:seems?|appears?|looks?|sounds?|feels?|smells?) (?:to|like|as|similar|that)\b",
             r"\b(?:smell|reek|whiff|taste|hint|scent)s? of\b",
