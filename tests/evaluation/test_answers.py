@@ -24,7 +24,7 @@ from fine_tune_runner.evaluation.answers import (
     write_answers,
 )
 from fine_tune_runner.evaluation.holdout import Holdout, Question, measure_of
-from fine_tune_runner.evaluation.recall import Commitment
+from fine_tune_runner.evaluation.recall import Commitment, committed
 from fine_tune_runner.types import Answer, Decoding, Message, Model, Prompt, Reply, ScoreCard
 
 TAXONOMY = Taxonomy({label: Cause(label=label) for label in ("late_default", "no_update", "dns_record")})
@@ -262,6 +262,15 @@ def test_an_answer_that_was_read_before_is_not_read_again() -> None:
     read["q1", "Root cause: late_default"] = Commitment("no_update", "line", "told to be")
     again, _ = score(replies, TWO, TAXONOMY, Letters(), DECODING, **words)
     assert again.recall == 0.0
+
+
+def test_a_line_that_was_read_before_is_read_by_the_taxonomy_at_hand() -> None:
+    question = ask("q", None, "Look into it.")
+    found = [
+        committed("Root cause: mute banner", question, Taxonomy({label: Cause(label, aliases=names)}), None)
+        for label, names in (("first", ("mute banner",)), ("second", ("mute banner",)), ("third", ()))
+    ]
+    assert [one.cause for one in found] == ["first", "second", None]
 
 
 def test_the_card_and_each_answer_carry_the_fingerprint() -> None:

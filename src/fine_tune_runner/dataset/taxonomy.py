@@ -42,7 +42,7 @@ def normalise(text: str) -> str:
     return _SPACE.sub(" ", unicodedata.normalize("NFKC", text).casefold()).strip(_EDGES)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # by identity, so that what was read by it can be looked up
 class Taxonomy:
     """The causes of one client by label; where two entries share an alias the later entry has it."""
 

@@ -167,6 +167,7 @@ class Phrases:
                 if form not in labels:
                     contrary.setdefault(form, set()).update(named)
         self._contrary = _indexed(contrary, lambda phrase: phrase[0])
+        self.mentions = lru_cache(maxsize=4096)(self._mentions)  # each sentence is looked up several times
 
     def contradicted(self, folded: str) -> list[Mention]:
         """Where a sentence says the opposite of a label: "the ecommerce object is cleared"."""
@@ -175,7 +176,7 @@ class Phrases:
             return []
         return list(_in_order(words, self._contrary))
 
-    def mentions(self, folded: str) -> list[Mention]:
+    def _mentions(self, folded: str) -> list[Mention]:
         """Every label named in a folded sentence, in order; a longer match hides the shorter ones in it."""
         words = self._spelling.corrected(words_of(folded))
         exact = sorted(_in_order(words, self._by_first), key=lambda m: (-m.words, m.start, m.end))
@@ -206,9 +207,10 @@ def _is_loose(phrase: Phrase) -> bool:
 
 
 def _in_order(words: Sequence[Word], index: Index) -> Iterator[Mention]:
+    there = {word.text for word in words}
     for at, word in enumerate(words):
         for phrase, label in index.get(word.text, ()):
-            last = _match_end(words, at, phrase)
+            last = _match_end(words, at, phrase) if there.issuperset(phrase) else None
             if last is not None:
                 yield Mention(label, word.start, words[last].end, len(phrase))
 

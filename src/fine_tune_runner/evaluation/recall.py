@@ -60,7 +60,9 @@ def committed(answer: str, question: Question, taxonomy: Taxonomy, nearest: Near
     An own `Root cause:` line decides alone. Else the committed sentences before the fix do, negated and
     hedged ones left out: one label is the answer, several are wrong, none leaves it to `nearest`, if given.
     """
-    phrases = _phrases(_causes(taxonomy), question.label, question.aliases, question.denials)
+    # Questions without wordings of their own share one index, and what was found by it.
+    label = question.label if question.aliases or question.label not in taxonomy.causes else None
+    phrases = _phrases(_causes(taxonomy), label, question.aliases, question.denials)
     lines = _own_lines(answer)
     if lines:
         return _from_lines(lines, question, taxonomy, phrases)
@@ -131,6 +133,7 @@ def _from_lines(lines: list[str], question: Question, taxonomy: Taxonomy, phrase
     return _one_of(affirmed, set(), question, "line")
 
 
+@lru_cache(maxsize=4096)  # answers trained on lines say the same few
 def _named_in_line(line: str, taxonomy: Taxonomy, phrases: Phrases) -> list[str]:
     head, rest = line, ""
     if (cut := _EXPLAINS.search(line)) and not _SECOND.match(line[cut.start() :]):
