@@ -15,9 +15,9 @@ from typing import Any, Literal
 import msgspec
 
 from fine_tune_runner.dataset.fingerprint import row_sha256
-from fine_tune_runner.dataset.foreign import Keys, Record, Row, Unread
-from fine_tune_runner.dataset.openai_evals import read_openai
-from fine_tune_runner.dataset.promptfoo import from_cells, read_promptfoo
+from fine_tune_runner.dataset.foreign import CannotRead, Keys, Record, Row, Unread
+from fine_tune_runner.dataset.openai_evals import openai_items, openai_row
+from fine_tune_runner.dataset.promptfoo import from_cells, promptfoo_row
 from fine_tune_runner.dataset.taxonomy import Taxonomy, normalise
 from fine_tune_runner.errors import DataError
 from fine_tune_runner.files import fsync_dir, write_beside
@@ -52,13 +52,12 @@ def import_file(
     """
     records = _records(path)
     chosen: Format = form or _detected(records)
-    read = (read_openai if chosen == "openai" else read_promptfoo)(records, keys)
     rows: list[bytes] = []
     unread: list[Unread] = []
     seen: dict[str, Row] = {}
     ids: set[str] = set()
     repeated = labelled = 0
-    for item in read:
+    for item in _read(records, chosen, keys):
         if isinstance(item, Unread):
             unread.append(item)
             continue
@@ -75,6 +74,17 @@ def import_file(
     return Imported(
         format=chosen, rows=tuple(rows), labelled=labelled, unread=tuple(unread), repeated=repeated
     )
+
+
+def _read(records: Sequence[Record], form: Format, keys: Keys) -> Iterator[Row | Unread]:
+    """Each item of the records as a row, or why not."""
+    items = (i for r in records for i in openai_items(r)) if form == "openai" else iter(records)
+    row = openai_row if form == "openai" else promptfoo_row
+    for item in items:
+        try:
+            yield row(item.place, item.value, keys)
+        except CannotRead as fault:
+            yield fault.at(item.place)
 
 
 def write_holdout(path: Path, rows: Sequence[bytes]) -> None:

@@ -8,7 +8,7 @@ the user's own; usual ones are known (foreign.py), others are given as keys.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from fine_tune_runner.dataset.foreign import (
@@ -18,7 +18,6 @@ from fine_tune_runner.dataset.foreign import (
     Keys,
     Record,
     Row,
-    Unread,
     checked_turns,
     chosen,
     text_of,
@@ -26,23 +25,14 @@ from fine_tune_runner.dataset.foreign import (
 )
 
 
-def read_openai(records: Sequence[Record], keys: Keys) -> Iterator[Row | Unread]:
-    """Each item as a row, or why not."""
-    for record in records:
-        for place, item in _items(record):
-            try:
-                yield _row(place, item, keys)
-            except CannotRead as fault:
-                yield fault.at(place)
-
-
-def _items(record: Record) -> Iterator[tuple[str, Any]]:
+def openai_items(record: Record) -> Iterator[Record]:
+    """The items of a record: those of a page, or the record itself, each out of its wrapper."""
     value = record.value
     if isinstance(value, dict) and isinstance(value.get("data"), list):
         for number, item in enumerate(value["data"]):
-            yield f"{record.place}, data[{number}]", _unwrapped(item)
+            yield Record(place=f"{record.place}, data[{number}]", value=_unwrapped(item))
     else:
-        yield record.place, _unwrapped(value)
+        yield Record(place=record.place, value=_unwrapped(value))
 
 
 def _unwrapped(value: Any) -> Any:
@@ -52,7 +42,8 @@ def _unwrapped(value: Any) -> Any:
     return value
 
 
-def _row(place: str, item: Any, keys: Keys) -> Row:
+def openai_row(place: str, item: Any, keys: Keys) -> Row:
+    """An item as a row; raises CannotRead."""
     if not isinstance(item, dict):
         raise CannotRead("is no JSON object", "correct or drop the line")
     asked = chosen(item, keys.question, QUESTION_KEYS)

@@ -15,9 +15,7 @@ from fine_tune_runner.dataset.foreign import (
     QUESTION_KEYS,
     CannotRead,
     Keys,
-    Record,
     Row,
-    Unread,
     checked_turns,
     chosen,
     text_of,
@@ -51,19 +49,6 @@ _GRADE = re.compile(
 )
 
 
-def read_promptfoo(records: Sequence[Record], keys: Keys) -> Iterator[Row | Unread]:
-    """Each test as a row, or why not; results of several models for one test give that test again."""
-    for record in records:
-        value = record.value
-        if not isinstance(value, dict):
-            yield CannotRead("is no test with vars and assert", "correct or drop it").at(record.place)
-            continue
-        try:
-            yield _row(record.place, value, keys)
-        except CannotRead as fault:
-            yield fault.at(record.place)
-
-
 def from_cells(cells: Mapping[str, str]) -> dict[str, Any]:
     """A row of a CSV as a test: columns are variables, `__expected`, `__expected2` ... are assertions."""
     expected = [
@@ -84,7 +69,10 @@ def _assertion(cell: str) -> dict[str, Any]:
     return {"type": f"{match[1] or ''}{match[2]}", "value": value}
 
 
-def _row(place: str, test: dict[str, Any], keys: Keys) -> Row:
+def promptfoo_row(place: str, test: Any, keys: Keys) -> Row:
+    """A test as a row; raises CannotRead. Results of several models for one test give that test again."""
+    if not isinstance(test, dict):
+        raise CannotRead("is no test with vars and assert", "correct or drop it")
     variables = test.get("vars") or {}
     if not isinstance(variables, dict):
         raise CannotRead("its vars are in another file", "write them into the test")
