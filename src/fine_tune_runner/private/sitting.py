@@ -161,7 +161,7 @@ def _token_bytes(seat: Seat, shape: _Shape) -> int:
     """What a token in flight keeps for the backward pass, and the way back through one layer on top.
 
     Counted by the tensors that autograd keeps, attention weights over a whole row among them. With logits and
-    what is kept between steps, MiB, against peak less base of two steps (VmHWM, float32, all layers of hidden
+    what is kept between steps, MiB, against peak less base of two steps (float32; trained layers of hidden
     size, tokens): 935 for 821 (8 of 256, 3120), 782 for 687 (6 of 1024, 936), 565 for 520 (last 2 of these,
     1572); SmolLM2-135M 1068 for 961 (last 10, 1212), 2544 for 2060 (last 10, 3120), 2848 for
     2300 (all 30, 1212). bfloat16: not measured.
