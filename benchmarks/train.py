@@ -49,6 +49,10 @@ TRL: dict[str, tuple[Any, ...]] = {
 FEW = 16  # rows on which TRL's settings are tried; its time a row does not depend on how many there are
 PROMPTS, ROWS, CLIENTS = (0, 200, 576, 2000), (50, 112, 500, 2000), (1, 2, 4, 8, 16)
 TRIES = 3
+SLOWER, HELD_OUT_S = (
+    1.3,
+    20.0,
+)  # a try is given up behind so many times the best, and what comes after training
 SAME_LOSS = 1e-3  # relative; float32 sums in another order, over all steps
 
 
@@ -141,8 +145,9 @@ def prepare(job: Job, *, prompt: int | None = None, clients: int = 1) -> None:
     """
     folder = Path(job.folder)
     tokenizer = ChatTokenizer(Path(job.base_dir))
-    write_clients(folder / "clients", seed=0)
-    (train,) = (folder / "clients").rglob(f"{CLIENT}/v1.jsonl")
+    sample = Path(tempfile.mkdtemp(dir=folder)) / "clients"
+    write_clients(sample, seed=0)
+    (train,) = sample.rglob(f"{CLIENT}/v1.jsonl")
     own, held = (
         [tokenizer.encode(example.messages) for example in examples(path)]
         for path in (train, train.with_name("v1_eval.jsonl"))
@@ -165,15 +170,18 @@ def prepare(job: Job, *, prompt: int | None = None, clients: int = 1) -> None:
     (folder / "rows.json").write_text(json.dumps(rows))
 
 
-def run(bench: Bench, who: str, **changes: Any) -> Result:
-    """One run in a process of its own; what it says on stderr is shown where it fails."""
+def run(bench: Bench, who: str, limit_s: float | None = None, **changes: Any) -> Result:
+    """One run in a process of its own; what it says on stderr is shown where it fails.
+
+    Raises subprocess.TimeoutExpired beyond `limit_s`.
+    """
     setting = dict(bench.setting) if who == "trl" else {}
     job = msgspec.structs.replace(bench.job, who=who, **{"setting": setting, **changes})
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     for left in reversed(range(TRIES)):
         word = msgspec.json.encode(job).decode()
         command = [sys.executable, str(Path(__file__).with_name("trainers.py")), word]
-        done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, env=env, check=False, timeout=limit_s)
         if done.returncode:
             raise SystemExit(f"{who} {job.setting}: exit {done.returncode}\n{done.stderr[-2000:]}")
         result = msgspec.json.decode(done.stdout.splitlines()[-1], type=Result)
@@ -187,16 +195,21 @@ def run(bench: Bench, who: str, **changes: Any) -> Result:
 def search(bench: Bench) -> Mapping[str, Any]:
     """TRL's fastest setting on a few rows, one setting after the other against the best so far."""
     few = bench._replace(job=msgspec.structs.replace(bench.job, rows=FEW, epochs=1))
-    setting, best = {**bench.setting}, run(few, "trl").train_s
+    first = run(few, "trl")
+    setting, best = {**bench.setting}, first.train_s
     for name, values in TRL.items():
         for value in values[1:]:
             if name == "micro" and value > bench.job.batch:
                 continue
             tried = setting | {name: value}
             try:
-                seconds = run(few, "trl", setting=tried).train_s
+                limit_s = SLOWER * best + 2 * first.start_s + HELD_OUT_S
+                seconds = run(few, "trl", limit_s, setting=tried).train_s
             except SystemExit as error:
                 print(f"  TRL {name}={value}: {error}", file=sys.stderr)
+                continue
+            except subprocess.TimeoutExpired:
+                print(f"TRL {name}={value}: slower than {SLOWER * best:.0f} s, given up", flush=True)
                 continue
             print(f"TRL {name}={value}: {seconds:.1f} s against {best:.1f} s", flush=True)
             if seconds < best:
