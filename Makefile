@@ -25,13 +25,13 @@ docs: $(VENV)/installed
 learn: fetch
 	$(BIN)/python benchmarks/learn.py
 
-# Beside TRL and PEFT, which are installed for this alone; takes hours on two cores.
+# Beside TRL and PEFT, which are installed for this alone; takes a day on two cores (benchmarks/RESULTS.md).
 bench: fetch
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[bench]'
 	$(BIN)/python benchmarks/train.py --search --layers 10 30 --vary prompt rows clients
 
-# 200 kills over 40 runs of both tracks.
-soak: fetch
+# 200 kills over 40 runs of both tracks: on SQLite, then on PostgreSQL with three workers and three outages.
+soak: packages fetch
 	PYTHONPATH=. $(BIN)/python benchmarks/soak.py
 
 fetch: $(VENV)/installed
