@@ -1,16 +1,15 @@
-"""Which cause did a hard answer commit to? A file of judged answers through the product's own scoring.
+"""Which cause did a hard answer commit to? A file of judged answers through the product's own reading.
 
     nice python benchmarks/recall.py tests/evaluation/data/hard_dev.jsonl [--rows] [--json recall.json]
 
 A row has id, question, reference, labels (the cause, then those accepted as well), answer, right, kind, and
 `doubtful` where its author was not sure. Accepted means counted as right. "Unresolved" is neither: no rule
-could tell, a person is asked. Wants the embedder (`fine-tune fetch minilm`).
+could tell, a person is asked.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
@@ -19,11 +18,9 @@ from pathlib import Path
 import msgspec
 
 from fine_tune_runner.dataset.taxonomy import load_taxonomy
-from fine_tune_runner.evaluation.answers import score
-from fine_tune_runner.evaluation.holdout import load_holdout
-from fine_tune_runner.evaluation.similarity import MiniLM, Remembered
-from fine_tune_runner.settings import load_settings
-from fine_tune_runner.types import Answer, Decoding, Embedder, EvalLabels, Message, Reply
+from fine_tune_runner.evaluation.holdout import Question, load_holdout
+from fine_tune_runner.evaluation.recall import Commitment, committed, recalled
+from fine_tune_runner.types import EvalLabels, Message
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,17 +52,15 @@ def read_rows(path: Path) -> tuple[Row, ...]:
     return tuple(msgspec.json.decode(line, type=Row) for line in path.read_bytes().splitlines() if line)
 
 
-def outcomes(rows: Sequence[Row], embedder: Embedder) -> list[Outcome]:
-    """Every row scored as one question of a holdout, with the labels given and the shipped causes."""
+def outcomes(rows: Sequence[Row]) -> list[Outcome]:
+    """Every row read as the answer to one question of a holdout, with its labels and the shipped causes."""
     taxonomy = load_taxonomy(None)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "v1_eval.jsonl"
         path.write_bytes(b"".join(_holdout_line(row) for row in rows))
         holdout = load_holdout(path, taxonomy)
-    replies = [Reply(question_id=row.id, k=0, text=row.answer) for row in rows]
-    _, answers = score(replies, holdout, taxonomy, embedder, Decoding(), label="hard", model_id="hard")
-    found = {answer.question_id: answer for answer in answers}
-    return [_outcome(row, found[row.id]) for row in rows]
+    asked = zip(rows, holdout.questions, strict=True)
+    return [_outcome(row, q, committed(row.answer, q, taxonomy)) for row, q in asked]
 
 
 def _holdout_line(row: Row) -> bytes:
@@ -74,14 +69,13 @@ def _holdout_line(row: Row) -> bytes:
     return msgspec.json.encode({"messages": turns, "eval": labels}) + b"\n"
 
 
-def _outcome(row: Row, answer: Answer) -> Outcome:
-    unresolved = answer.method == "unresolved"
+def _outcome(row: Row, question: Question, found: Commitment) -> Outcome:
     return Outcome(
         row=row,
-        accepted=answer.score == 1.0,
-        unresolved=unresolved,
-        method=str(answer.method),
-        cause=answer.cause,
+        accepted=recalled(found, question),
+        unresolved=found.method == "unresolved",
+        method=found.method,
+        cause=found.cause,
     )
 
 
@@ -118,9 +112,7 @@ def main() -> None:
     parser.add_argument("--rows", action="store_true", help="also print right answers not recognised")
     parser.add_argument("--json", type=Path, help="write every outcome to this file")
     chosen = parser.parse_args()
-    folder = load_settings(os.environ).models_dir / "minilm"
-    embedder = Remembered(MiniLM(folder / "model.onnx", folder / "tokenizer.json", threads=1))
-    found = outcomes(read_rows(chosen.file), embedder)
+    found = outcomes(read_rows(chosen.file))
     print_table(found)
     if chosen.rows:
         for o in found:

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
@@ -17,8 +18,10 @@ from fine_tune_runner.cli import fine_tune
 from fine_tune_runner.dataset.labels import Label, add_labels, labels_path
 from fine_tune_runner.dataset.taxonomy import load_taxonomy
 from fine_tune_runner.errors import DataError, RunnerError
+from fine_tune_runner.evaluation.answers import read_answers, write_answers
 from fine_tune_runner.evaluation.decisions import Decided, append_decision, decisions_path
 from fine_tune_runner.evaluation.holdout import load_holdout
+from fine_tune_runner.evaluation.report import rewrite_report
 from fine_tune_runner.evaluation.review import Asked, Item, last_asked, read_words, waiting
 from fine_tune_runner.line import run_dir_of
 from fine_tune_runner.rescore import rescore
@@ -240,6 +243,40 @@ def test_a_person_on_a_terminal_is_asked_about_each_until_quit(desk: Desk) -> No
     assert ("[4/6]" in text, "[5/6]" in text, "2 decisions kept" in text) == (True, False, True)
     kept = [json.loads(line)["right"] for line in decisions_path(desk.client).read_text().splitlines()]
     assert kept == [True, False]
+
+
+def suggest(desk: Desk, cause: str) -> Path:
+    """An embedding found this cause beside v2's unresolved answers; returns the folder of the run."""
+    (folder,) = desk.client.glob("runs/small-v2-*")
+    path = folder / "answers" / "2-B.jsonl"
+    write_answers(path, [
+        msgspec.structs.replace(a, nearest=cause) if a.method == "unresolved" else a
+        for a in read_answers(path)
+    ])  # fmt: skip
+    return folder
+
+
+@pytest.mark.parametrize(("cause", "right"), [(CAUSES[2], True), (CAUSES[3], False)])
+def test_one_key_takes_the_suggestion_as_what_the_answer_means(desk: Desk, cause: str, right: bool) -> None:
+    suggest(desk, cause)  # the first answer that waits is to small-002
+    _, text = on_a_terminal(desk, b"n\nq\n")
+    assert f"{cause}, a suggestion; not counted" in text
+    (kept,) = decisions_path(desk.client).read_text().splitlines()
+    assert json.loads(kept)["right"] is right
+
+
+def test_without_a_suggestion_that_key_is_none(desk: Desk) -> None:
+    _, text = on_a_terminal(desk, b"n\nq\n")
+    assert "'n' is not one of" in text
+    assert not decisions_path(desk.client).exists()
+
+
+def test_the_report_shows_the_suggestion_and_says_that_it_is_not_counted(desk: Desk) -> None:
+    folder = suggest(desk, CAUSES[2])
+    rewrite_report(folder)
+    said = f"counted as not recalled; nearest: {CAUSES[2]}, not counted"
+    assert said in (folder / "report.md").read_text().replace("\\", "")
+    assert said in (folder / "report.html").read_text()
 
 
 def test_labels_that_were_confirmed_since_turn_stored_answers_into_recall(tmp_path: Path) -> None:

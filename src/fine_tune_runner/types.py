@@ -29,9 +29,9 @@ State = Literal["queued", "waiting", "running", "finished", "failed", "cancelled
 Place = Literal["registry", "hosted", "evaluate", "train"]
 PLACES: tuple[Place, ...] = ("registry", "hosted", "evaluate", "train")
 Decision = Literal["promote", "refuse", "hold"]
-# How an answer was judged: its own `Root cause:` line; a committed sentence naming exactly one label; the
-# nearest label by embedding (marked fallback); nearer to its own reference than to those of other causes
-# (approximate); by a person; not at all, counted as not recalled.
+# How an answer was judged: its own `Root cause:` line; a sentence naming exactly one label; nearness (counted
+# by earlier releases only); nearer to its own reference than to those of other causes (approximate); by a
+# person; not at all, counted as not recalled.
 Method = Literal["line", "committed", "nearest", "contrast", "review", "unresolved"]
 Measure = Literal["recall", "contrast", "similarity"]  # by which score the gate compared
 
@@ -282,6 +282,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     similarity: float | None = None
     tokens: int = 0
     decided_by: str | None = None
+    nearest: str | None = None  # cause by embedding where none could be read; for people, never counted
 
 
 class ScoreCard(msgspec.Struct, frozen=True, kw_only=True):

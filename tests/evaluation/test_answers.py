@@ -267,7 +267,7 @@ def test_an_answer_that_was_read_before_is_not_read_again() -> None:
 def test_a_line_that_was_read_before_is_read_by_the_taxonomy_at_hand() -> None:
     question = ask("q", None, "Look into it.")
     found = [
-        committed("Root cause: mute banner", question, Taxonomy({label: Cause(label, aliases=names)}), None)
+        committed("Root cause: mute banner", question, Taxonomy({label: Cause(label, aliases=names)}))
         for label, names in (("first", ("mute banner",)), ("second", ("mute banner",)), ("third", ()))
     ]
     assert [one.cause for one in found] == ["first", "second", None]

@@ -1,10 +1,12 @@
-"""Hard answers that were written and judged by hand, through the public scoring (benchmarks/recall.py).
+"""Hard answers that were written and judged by hand, through the product's reading (benchmarks/recall.py).
 
-The rules and the names of causes were mended with all of them, so this guards against falling back and
+The rules and the names of causes were mended with all but the fourth, so this guards against falling back and
 measures nothing new. As first scored, unseen: `hard_second.jsonl` 91 of 135 right answers recognised and 7 of
-132 wrong ones accepted, `third.jsonl` 109 of 152 and 1 of 152. `hard_own.jsonl` is by the rules' author,
-wrong answers made to slip through: at their first run 37 of 135 did, and one still does and is left out ("the
-site pushes X and so does the trigger expect it"). Rows marked `doubtful` are those whose author was not sure.
+132 wrong ones accepted, `third.jsonl` 109 of 152 and 1 of 152, `fourth.jsonl` 59 of 120 and 3 of 120, those
+by nearness of wording (2) or embedding (1), which decide nothing any more; no rule was changed for it since.
+`hard_own.jsonl` is by the rules' author, wrong answers made to slip through: at their first run 37 of 135
+did, and one still does and is left out ("the site pushes X and so does the trigger expect it"). Rows marked
+`doubtful` are those whose author was not sure.
 """
 
 from __future__ import annotations
@@ -14,11 +16,15 @@ from pathlib import Path
 import pytest
 from benchmarks.recall import Outcome, outcomes, read_rows
 
-from fine_tune_runner.evaluation.similarity import MiniLM, Remembered
-
 DATA = Path(__file__).parent / "data"
 # Least share of right answers recognised; what is missing is left to a person, not called wrong.
-LEAST = {"hard_dev.jsonl": 0.93, "hard_second.jsonl": 0.87, "hard_own.jsonl": 0.93, "third.jsonl": 0.81}
+LEAST = {
+    "hard_dev.jsonl": 0.80,
+    "hard_second.jsonl": 0.73,
+    "hard_own.jsonl": 0.75,
+    "third.jsonl": 0.73,
+    "fourth.jsonl": 0.40,
+}
 
 
 @pytest.fixture(scope="module", params=sorted(LEAST))
@@ -27,9 +33,8 @@ def file(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def found(file: str, models_dir: Path) -> list[Outcome]:
-    files = (models_dir / "minilm" / "model.onnx", models_dir / "minilm" / "tokenizer.json")
-    return outcomes(read_rows(DATA / file), Remembered(MiniLM(*files, threads=1)))
+def found(file: str) -> list[Outcome]:
+    return outcomes(read_rows(DATA / file))
 
 
 def test_no_wrong_answer_is_accepted(found: list[Outcome]) -> None:

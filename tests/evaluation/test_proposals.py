@@ -1,13 +1,16 @@
-"""Labels proposed for a holdout without: from the reference where it says so, else a guess that is marked."""
+"""Labels proposed for a holdout without: from the reference where it says so, else a guess that is marked.
+And the nearest cause beside an answer, a suggestion to a person."""
 
 from __future__ import annotations
 
+import pytest
 from tests.scripted_track import Letters
 
 from fine_tune_runner.dataset.taxonomy import Cause, Taxonomy
 from fine_tune_runner.evaluation.holdout import Holdout, Question
+from fine_tune_runner.evaluation.nearest import CauseIndex, with_suggestions
 from fine_tune_runner.evaluation.proposals import proposals
-from fine_tune_runner.types import Embedder, Message
+from fine_tune_runner.types import Answer, Embedder, Message
 
 TAXONOMY = Taxonomy(
     {
@@ -61,3 +64,43 @@ def test_without_an_embedder_nothing_is_guessed_by_nearness() -> None:
 
 def test_a_row_with_a_label_is_left_alone() -> None:
     assert found("zq", label="banner_mute", embedder=Letters()) == []
+
+
+ASKED = Question(id="q", messages=(Message(role="user", content="Why?"),), reference="", label="qqq_zzz")
+
+
+def suggested(answer: str) -> str | None:
+    return CauseIndex(TAXONOMY, Letters()).suggested(answer, ASKED)
+
+
+def test_the_nearest_cause_is_suggested_where_it_leads() -> None:
+    assert suggested("The root cause is zq zq zq zq zq zq zq zq zq.") == "qqq_zzz"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "The root cause is not zq zq zq zq zq zq zq zq zq.",
+        "It might be zq zq zq zq zq zq zq zq zq.",
+        "Have a look at zq zq zq zq zq zq zq zq zq.",
+        "",
+    ],
+)
+def test_what_is_denied_hedged_or_not_committed_suggests_nothing(answer: str) -> None:
+    assert suggested(answer) is None
+
+
+def test_what_tells_the_question_again_suggests_nothing() -> None:
+    asked = Question(id="q", messages=(Message(role="user", content="The cause is zq zq?"),), reference="")
+    assert CauseIndex(TAXONOMY, Letters()).suggested("The cause is zq zq.", asked) is None
+
+
+def test_a_suggestion_stands_beside_unresolved_answers_only_and_is_not_counted() -> None:
+    text = "The root cause is zq zq zq zq zq zq zq zq zq."
+    answers = [
+        Answer(question_id="q", k=k, text=text, score=0.0, method=method, fingerprint="")  # type: ignore[arg-type]
+        for k, method in enumerate(("unresolved", "committed"))
+    ]
+    holdout = Holdout(questions=(ASKED,), measure="recall")
+    marked = with_suggestions(answers, holdout, CauseIndex(TAXONOMY, Letters()))
+    assert [(a.nearest, a.score, a.cause) for a in marked] == [("qqq_zzz", 0.0, None), (None, 0.0, None)]

@@ -8,7 +8,6 @@ a new set of such answers to find more; this table guards against falling back."
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,7 @@ import pytest
 
 from fine_tune_runner.dataset.taxonomy import Taxonomy, load_taxonomy
 from fine_tune_runner.evaluation.holdout import Question
-from fine_tune_runner.evaluation.nearest import CauseIndex
-from fine_tune_runner.evaluation.recall import ECHO, Nearest, committed, committed_sentences, recalled
-from fine_tune_runner.evaluation.similarity import MiniLM, Remembered
+from fine_tune_runner.evaluation.recall import committed, committed_sentences, recalled
 from fine_tune_runner.types import Message
 
 UPDATE = "consent_update_missing"
@@ -35,9 +32,9 @@ def table(name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def judge(row: dict[str, Any], taxonomy: Taxonomy, nearest: Nearest | None) -> bool:
+def judge(row: dict[str, Any], taxonomy: Taxonomy) -> bool:
     asked = question(row["label"])
-    return recalled(committed(row["answer"], asked, taxonomy, nearest), asked)
+    return recalled(committed(row["answer"], asked, taxonomy), asked)
 
 
 @pytest.fixture(scope="module")
@@ -45,29 +42,23 @@ def taxonomy() -> Taxonomy:
     return load_taxonomy(None)
 
 
-@pytest.fixture(scope="module")
-def nearest(taxonomy: Taxonomy, models_dir: Path) -> CauseIndex:
-    files = (models_dir / "minilm" / "model.onnx", models_dir / "minilm" / "tokenizer.json")
-    return CauseIndex(taxonomy, Remembered(MiniLM(*files, threads=1)))
-
-
 @pytest.mark.parametrize("row", table("worked_answers.jsonl"), ids=lambda row: row["answer"][:40])
 def test_the_answers_the_rules_were_written_with_are_read_as_meant(
     row: dict[str, Any], taxonomy: Taxonomy
 ) -> None:
-    assert judge(row, taxonomy, None) is row["right"]
+    assert judge(row, taxonomy) is row["right"]
 
 
-def test_no_wrong_hard_answer_is_accepted(taxonomy: Taxonomy, nearest: CauseIndex) -> None:
+def test_no_wrong_hard_answer_is_accepted(taxonomy: Taxonomy) -> None:
     wrong = [row for row in table("hard_answers.jsonl") if not row["right"]]
     assert len(wrong) >= 60
-    assert [row["answer"] for row in wrong if judge(row, taxonomy, nearest)] == []
+    assert [row["answer"] for row in wrong if judge(row, taxonomy)] == []
 
 
-def test_nine_in_ten_right_hard_answers_are_recognised(taxonomy: Taxonomy, nearest: CauseIndex) -> None:
+def test_nine_in_ten_right_hard_answers_are_recognised(taxonomy: Taxonomy) -> None:
     right = [row for row in table("hard_answers.jsonl") if row["right"]]
     assert len(right) >= 60
-    assert sum(judge(row, taxonomy, nearest) for row in right) >= 0.9 * len(right)
+    assert sum(judge(row, taxonomy) for row in right) >= 0.9 * len(right)
 
 
 AFFIRMED = (
@@ -92,7 +83,7 @@ DENIED = (
 def test_every_name_of_every_cause_is_read_where_it_is_affirmed(template: str, taxonomy: Taxonomy) -> None:
     names = [(label, name) for label, cause in taxonomy.causes.items() for name in (label, *cause.aliases)]
     found = {
-        name: committed(template.format(name), question(label), taxonomy, None).cause == label
+        name: committed(template.format(name), question(label), taxonomy).cause == label
         for label, name in names
     }
     assert [name for name, right in found.items() if not right] == []
@@ -103,30 +94,30 @@ def test_no_name_of_any_cause_is_read_where_it_is_denied_or_doubted(
     template: str, taxonomy: Taxonomy
 ) -> None:
     names = [name for label, cause in taxonomy.causes.items() for name in (label, *cause.aliases)]
-    found = [committed(template.format(name), question(None), taxonomy, None).cause for name in names]
+    found = [committed(template.format(name), question(None), taxonomy).cause for name in names]
     assert [cause for cause in found if cause] == []
 
 
 def test_an_own_line_decides_alone(taxonomy: Taxonomy) -> None:
     answer = f"Root cause: {UPDATE}\nThe root cause is {DEFAULT}."
-    found = committed(answer, question(UPDATE), taxonomy, None)
+    found = committed(answer, question(UPDATE), taxonomy)
     assert (found.cause, found.method) == (UPDATE, "line")
 
 
 def test_a_line_that_names_nothing_known_is_unresolved_whatever_follows(taxonomy: Taxonomy) -> None:
     answer = f"Root cause: gremlins\nThe root cause is {UPDATE}."
-    found = committed(answer, question(UPDATE), taxonomy, lambda text, asked: {UPDATE: 1.0})
+    found = committed(answer, question(UPDATE), taxonomy)
     assert (found.cause, found.method) == (None, "unresolved")
 
 
 def test_two_causes_in_one_line_are_wrong(taxonomy: Taxonomy) -> None:
-    found = committed(f"Root cause: {UPDATE} or {DEFAULT}", question(UPDATE), taxonomy, None)
+    found = committed(f"Root cause: {UPDATE} or {DEFAULT}", question(UPDATE), taxonomy)
     assert (found.cause, found.method) == (None, "line")
 
 
 def test_several_committed_causes_are_read_and_wrong(taxonomy: Taxonomy) -> None:
     answer = f"The root cause is {UPDATE}. The cause is also {DEFAULT}."
-    found = committed(answer, question(UPDATE), taxonomy, None)
+    found = committed(answer, question(UPDATE), taxonomy)
     assert (found.cause, found.method) == (None, "committed")
     assert UPDATE in found.evidence
     assert DEFAULT in found.evidence
@@ -134,84 +125,41 @@ def test_several_committed_causes_are_read_and_wrong(taxonomy: Taxonomy) -> None
 
 def test_an_accepted_cause_counts_as_right(taxonomy: Taxonomy) -> None:
     asked = question(UPDATE, accept=("first_pageview_before_consent",))
-    found = committed("The cause is first_pageview_before_consent.", asked, taxonomy, None)
+    found = committed("The cause is first_pageview_before_consent.", asked, taxonomy)
     assert recalled(found, asked)
 
 
 def test_a_rejected_cause_never_counts_even_where_it_is_accepted(taxonomy: Taxonomy) -> None:
     asked = question(UPDATE, accept=(DEFAULT,), reject=(DEFAULT,))
-    assert not recalled(committed(f"Root cause: {DEFAULT}", asked, taxonomy, None), asked)
+    assert not recalled(committed(f"Root cause: {DEFAULT}", asked, taxonomy), asked)
 
 
 def test_an_alias_of_the_question_names_its_cause(taxonomy: Taxonomy) -> None:
     asked = question(UPDATE, aliases=("accept button does nothing",))
-    found = committed("The root cause is that the accept button does nothing.", asked, taxonomy, None)
+    found = committed("The root cause is that the accept button does nothing.", asked, taxonomy)
     assert recalled(found, asked)
 
 
 def test_an_alias_of_the_question_stands_over_the_same_alias_of_another_cause(taxonomy: Taxonomy) -> None:
     asked = question(UPDATE, aliases=("no consent default",))
-    found = committed("The root cause is that there is no consent default.", asked, taxonomy, None)
+    found = committed("The root cause is that there is no consent default.", asked, taxonomy)
     assert found.cause == UPDATE
 
 
 def test_a_rejected_wording_beside_the_right_cause_is_wrong(taxonomy: Taxonomy) -> None:
     asked = question(UPDATE, denials=("cookie lifetime too short",))
     answer = f"The root cause is {UPDATE} and cookie lifetime too short."
-    assert not recalled(committed(answer, asked, taxonomy, None), asked)
+    assert not recalled(committed(answer, asked, taxonomy), asked)
 
 
 def test_a_label_that_the_taxonomy_lacks_is_read_all_the_same() -> None:
     asked = question("printer_on_fire")
-    assert recalled(committed("Root cause: printer on fire", asked, Taxonomy({}), None), asked)
+    assert recalled(committed("Root cause: printer on fire", asked, Taxonomy({})), asked)
 
 
 def test_what_comes_after_the_fix_is_not_read(taxonomy: Taxonomy) -> None:
     answer = f"The root cause is {UPDATE}.\nFix: call update.\nThe root cause of other trouble is {DEFAULT}."
-    assert committed(answer, question(UPDATE), taxonomy, None).cause == UPDATE
-
-
-def fixed(cosines: Mapping[str, float]) -> Nearest:
-    return lambda text, asked: cosines
-
-
-VAGUE = "The root cause is how the banner talks to the tags."
-
-
-def test_the_nearest_cause_is_taken_and_marked_where_it_leads_by_the_margin(taxonomy: Taxonomy) -> None:
-    nearest = fixed({UPDATE: 0.60, DEFAULT: 0.54, ECHO: 0.10})
-    found = committed(VAGUE, question(UPDATE), taxonomy, nearest)
-    assert (found.cause, found.method) == (UPDATE, "nearest")
-
-
-@pytest.mark.parametrize(
-    "cosines",
-    [
-        {UPDATE: 0.60, DEFAULT: 0.56},  # leads by less than .05
-        {UPDATE: 0.60, DEFAULT: 0.40, ECHO: 0.70},  # says the question again
-        {},
-    ],
-)
-def test_a_nearest_cause_that_is_not_clear_is_left_unresolved(
-    cosines: dict[str, float], taxonomy: Taxonomy
-) -> None:
-    assert committed(VAGUE, question(UPDATE), taxonomy, fixed(cosines)).method == "unresolved"
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        f"The root cause is not {UPDATE}. The root cause is how the banner talks to the tags.",
-        "The root cause is not how the banner talks to the tags.",
-        "The banner might talk to the tags.",
-        "Have a look at the banner.",
-    ],
-)
-def test_nearest_is_not_asked_for_what_is_denied_hedged_or_not_committed(
-    answer: str, taxonomy: Taxonomy
-) -> None:
-    found = committed(answer, question(UPDATE), taxonomy, fixed({UPDATE: 0.9, DEFAULT: 0.1}))
-    assert found.cause is None
+    assert committed(answer, question(UPDATE), taxonomy).cause == UPDATE
 
 
 def test_committed_sentences_leave_out_the_denied_the_hedged_and_the_fix() -> None:
@@ -223,4 +171,4 @@ def test_committed_sentences_leave_out_the_denied_the_hedged_and_the_fix() -> No
     "answer", ["", " \n", "```", ">", "**", "Root cause:", "\x00", "." * 5000, "not " * 3000]
 )
 def test_degenerate_answers_are_unresolved(answer: str, taxonomy: Taxonomy) -> None:
-    assert committed(answer, question(UPDATE), taxonomy, None).cause is None
+    assert committed(answer, question(UPDATE), taxonomy).cause is None

@@ -73,7 +73,7 @@ def plain(taxonomy: Taxonomy) -> list[Row]:
         if row.answer.rstrip().endswith(".")
         and not any(mark in row.answer for mark in ("\n", ";", ":", " but ", '"'))
         and len(sentences(row.answer)) == 1
-        and recalled(committed(row.answer, asked(row), taxonomy, None), asked(row))
+        and recalled(committed(row.answer, asked(row), taxonomy), asked(row))
     ]
 
 
@@ -86,9 +86,7 @@ def test_a_right_answer_that_is_denied_doubted_or_reported_is_not_accepted(
     frame: str, plain: list[Row], taxonomy: Taxonomy
 ) -> None:
     told = {row.id: frame.format(row.answer.strip(" .")) for row in plain}
-    found = [
-        row.id for row in plain if recalled(committed(told[row.id], asked(row), taxonomy, None), asked(row))
-    ]
+    found = [row.id for row in plain if recalled(committed(told[row.id], asked(row), taxonomy), asked(row))]
     assert found == []
 
 
@@ -97,7 +95,5 @@ def test_a_right_answer_that_is_taken_back_is_not_accepted(
     after: str, plain: list[Row], taxonomy: Taxonomy
 ) -> None:
     told = {row.id: f"{row.answer} {after}" for row in plain}
-    found = [
-        row.id for row in plain if recalled(committed(told[row.id], asked(row), taxonomy, None), asked(row))
-    ]
+    found = [row.id for row in plain if recalled(committed(told[row.id], asked(row), taxonomy), asked(row))]
     assert found == []

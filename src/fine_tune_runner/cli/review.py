@@ -44,8 +44,9 @@ def review_command(
 ) -> int:
     """Decide the answers that no rule could read, and those to lost and gained questions.
 
-    A decision counts for these words to this question ever after. The stored answers are then scored again,
-    without a call; score and verdict are stored, nothing is promoted. Without a terminal, or with --json,
+    A decision counts for these words to this question ever after; where an embedding suggests a cause, one
+    key takes it. The stored answers are then scored again, without a call; score and verdict are stored,
+    nothing is promoted. Without a terminal, or with --json,
     what waits is only listed.
 
     \b
@@ -107,14 +108,16 @@ def _dialogue(line: FineTuneRunner, client: Client, asked: Asked, again: bool) -
         echo("Nothing waits: every answer was read by a rule or decided.")
     for number, item in enumerate(items, 1):
         _show(item, f"[{number}/{len(items)}] ")
-        words = click.Choice(["r", "w", "s", "q"], case_sensitive=False)
+        words = click.Choice(["r", "w", *"n" * bool(item.nearest), "s", "q"], case_sensitive=False)
+        take = f"(n)earest: it means {item.nearest}, " if item.nearest else ""
         word = click.prompt(
-            "Is the answer right? (r)ight, (w)rong, (s)kip, (q)uit", type=words, show_choices=False
+            f"Is the answer right? (r)ight, (w)rong, {take}(s)kip, (q)uit", type=words, show_choices=False
         )
         if word == "q":
             break
         if word != "s":
-            _keep(line, client, item.question, item.answer, word == "r")
+            right = item.nearest_right if word == "n" else word == "r"
+            _keep(line, client, item.question, item.answer, right)
             kept += 1
     return kept
 
@@ -129,6 +132,7 @@ def _show(item: Item, head: str = "") -> None:
         ("Right cause", item.right_cause),
         ("Answer", item.said),
         ("Committed to", f"{item.cause or 'none'} ({item.why})"),
+        ("Nearest", f"{item.nearest}, a suggestion; not counted" if item.nearest else ""),
         ("Counts as", "right" if item.counted_right else "wrong"),
         ("Decided", said),
     ):

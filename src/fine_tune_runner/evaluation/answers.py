@@ -18,7 +18,7 @@ from fine_tune_runner.dataset.taxonomy import Taxonomy
 from fine_tune_runner.decoding import threadsafe
 from fine_tune_runner.errors import DataError
 from fine_tune_runner.evaluation.holdout import Holdout, Question, cause_key
-from fine_tune_runner.evaluation.nearest import CauseIndex, contrast
+from fine_tune_runner.evaluation.nearest import contrast
 from fine_tune_runner.evaluation.recall import Commitment, committed, recalled
 from fine_tune_runner.evaluation.similarity import floor, own_reference
 from fine_tune_runner.files import write_atomic
@@ -33,7 +33,7 @@ from fine_tune_runner.types import (
     ScoreCard,
 )
 
-SCORER_VERSION = "6"  # raise it with every change here or in the rules of recall that moves a score
+SCORER_VERSION = "7"  # raise it with every change here or in the rules of recall that moves a score
 RETRIES = 2
 _DIGITS = 8  # hex, of each half of a fingerprint
 SAMPLED = 64  # questions whose answers are held against references, where that decides nothing
@@ -254,11 +254,10 @@ def _read(
     if holdout.measure == "contrast":
         references_MD = embedder.embed([question.reference for question in holdout.questions])
         return contrast(texts, rows, holdout.questions, references_MD, embedder)
-    nearest = CauseIndex(taxonomy, embedder) if taxonomy.causes else None
     for text, row in zip(texts, rows, strict=True):
         question = holdout.questions[row]
         if (question.id, text) not in read:
-            read[question.id, text] = committed(text, question, taxonomy, nearest)
+            read[question.id, text] = committed(text, question, taxonomy)
     return [read[holdout.questions[row].id, text] for text, row in zip(texts, rows, strict=True)]
 
 

@@ -27,12 +27,14 @@ from fine_tune_runner.evaluation.answers import (
 )
 from fine_tune_runner.evaluation.gate import DRAWN_APART, LEAST_SHARED, card_scores, schedule, undecided
 from fine_tune_runner.evaluation.holdout import Holdout, edited, load_holdout
+from fine_tune_runner.evaluation.nearest import CauseIndex, with_suggestions
 from fine_tune_runner.evaluation.repeats import collect_repeats
 from fine_tune_runner.evaluation.similarity import Remembered
 from fine_tune_runner.evaluation.stored import StandIn, StoredAnswers, stand_in
 from fine_tune_runner.evaluation.vectors import vectors_path
 from fine_tune_runner.settings import Client
 from fine_tune_runner.types import (
+    Answer,
     Answerer,
     Dataset,
     Decoding,
@@ -68,6 +70,7 @@ class Scorer:
         self._answers_dir = answers_dir
         self._on_reply = on_reply
         self._replies: dict[str, tuple[Reply, ...]] = {}
+        self._answers: dict[str, tuple[Answer, ...]] = {}
         self._asked: dict[str, int] = {}
         self._read: Read = {}
 
@@ -116,8 +119,17 @@ class Scorer:
             model_id=model.model_id,
             read=self._read,
         )
+        self._answers[name] = answers
         write_answers(self._answers_dir / f"{name}.jsonl", answers)
         return card
+
+    def suggest(self) -> None:
+        """Keep the nearest cause beside each answer that stayed unresolved, for people; after the verdict."""
+        index = CauseIndex(self._taxonomy, self._embedder)
+        for name, answers in self._answers.items():
+            if any(a.method == "unresolved" for a in answers) and self.holdout.measure == "recall":
+                path = self._answers_dir / f"{name}.jsonl"
+                write_answers(path, with_suggestions(answers, self.holdout, index))
 
     def _counter(self, name: str, asked: int, k: int) -> OnCount:
         questions = len(self.holdout.questions)
@@ -173,6 +185,7 @@ def measure(
     stages = stages_of(answers, decoding, len(holdout.questions)) if comparable else (answers or 1,)
     with _loaded(serve, new, other[1] if other else None) as (answerers, fault):
         pair = _until_decided(scorer, answerers, (_name(key), new), other, fault, stood_in, stages, tolerance)
+    scorer.suggest()
     remembered.keep()
     drawn_alike = not pair.shared or stood_in.drawn == {drawn_as(scorer.fingerprint)}
     return EvalReport(

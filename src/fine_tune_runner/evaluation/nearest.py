@@ -1,4 +1,4 @@
-"""The nearest cause by embedding: the marked fallback of recall, and contrast where there are no labels.
+"""The nearest cause by embedding, a suggestion to a person and never counted; and contrast, without labels.
 
 Reads only what an answer committed to (recall.py), never the whole answer: that is nearly blind to the
 cause (facts/evaluation.md).
@@ -10,21 +10,25 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 
 from fine_tune_runner.dataset.taxonomy import Taxonomy
-from fine_tune_runner.evaluation.holdout import Question, cause_key
-from fine_tune_runner.evaluation.recall import ECHO, Commitment, committed_sentences
-from fine_tune_runner.types import Embedder
+from fine_tune_runner.evaluation.holdout import Holdout, Question, cause_key
+from fine_tune_runner.evaluation.recall import Commitment, committed_sentences
+from fine_tune_runner.evaluation.stance import denies
+from fine_tune_runner.types import Answer, Embedder
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+MARGIN = 0.05  # cosine by which the nearest cause must lead (facts/evaluation.md)
+ECHO = ""  # the key under which an index gives the cosine to the question's own text
+
+
 class CauseIndex:
-    """Every cause of a taxonomy by definition and by each name, embedded at the first answer that no rule
-    could read; implements recall.Nearest.
-    """
+    """Every cause of a taxonomy by definition and by each name, embedded at the first text."""
 
     def __init__(self, taxonomy: Taxonomy, embedder: Embedder) -> None:
         self._embedder = embedder
@@ -50,6 +54,30 @@ class CauseIndex:
         for label, cosine in zip(labels, cosines, strict=True):
             nearest[label] = max(nearest.get(label, -1.0), float(cosine))
         return nearest
+
+    def suggested(self, answer: str, question: Question) -> str | None:
+        """The cause nearest to what an answer commits to without a "not"; None where none is clearly so."""
+        plain = [text for text in committed_sentences(answer) if not denies(text)]
+        if not plain:
+            return None
+        cosines = dict(self(" ".join(plain), question))
+        echo = cosines.pop(ECHO)
+        ranked = sorted(cosines.items(), key=lambda pair: (-pair[1], pair[0]))
+        if not ranked or ranked[0][1] <= echo:
+            return None
+        lead = ranked[0][1] - (ranked[1][1] if len(ranked) > 1 else 0.0)
+        return ranked[0][0] if lead >= MARGIN else None
+
+
+def with_suggestions(answers: Sequence[Answer], holdout: Holdout, index: CauseIndex) -> tuple[Answer, ...]:
+    """The answers, each unresolved one with the nearest cause beside it; nothing is counted by it."""
+    asked = {question.id: question for question in holdout.questions}
+    return tuple(
+        msgspec.structs.replace(a, nearest=index.suggested(a.text, asked[a.question_id]))
+        if a.method == "unresolved" and a.text
+        else a
+        for a in answers
+    )
 
 
 def contrast(

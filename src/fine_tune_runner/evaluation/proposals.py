@@ -11,8 +11,8 @@ from fine_tune_runner.dataset.labels import Source
 from fine_tune_runner.dataset.secrets import mask
 from fine_tune_runner.dataset.taxonomy import Taxonomy
 from fine_tune_runner.evaluation.holdout import Holdout, Question
-from fine_tune_runner.evaluation.nearest import CauseIndex
-from fine_tune_runner.evaluation.recall import ECHO, committed
+from fine_tune_runner.evaluation.nearest import ECHO, CauseIndex
+from fine_tune_runner.evaluation.recall import committed
 from fine_tune_runner.types import Embedder
 
 NEXT = 3  # nearest causes that are named
@@ -54,7 +54,7 @@ def _proposal(question: Question, taxonomy: Taxonomy, index: CauseIndex | None) 
         asked=mask(question.text),
         reference=mask(question.reference),
     )
-    read = committed(question.reference, question, taxonomy, None)
+    read = committed(question.reference, question, taxonomy)
     if read.cause is not None:
         source: Source = "line" if read.method == "line" else "committed"
         return msgspec.structs.replace(plain, label=read.cause, source=source)

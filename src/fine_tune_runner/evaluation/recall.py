@@ -1,16 +1,14 @@
 """Problem recall: to which cause did an answer commit, and is that the right one?
 
-Pure functions of text; the words they go by stand in rules.py. Nothing here asks a model; the nearest cause
-by embedding is handed over, and only used where no rule could read a committed sentence.
+Pure functions of text; the words they go by stand in rules.py. Nothing here asks a model, an embedder
+neither: what no rule can read is unresolved.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
 
 from fine_tune_runner.dataset.taxonomy import Taxonomy, cause_line
 from fine_tune_runner.evaluation.clauses import TAKES_UP
@@ -23,10 +21,7 @@ from fine_tune_runner.evaluation.wording import wording
 from fine_tune_runner.types import Method
 
 OVERLAPS = 0.1  # share of the reference that a nameless verdict must say to be about the same
-HALF, NEARLY_ALL = 0.5, 0.8  # shares, both ways, from which wording outweighs a retraction or a negated name
 TURNED = 0.4  # share of the reference from which on a contradiction to it is one to the whole
-MARGIN = 0.05  # cosine by which the nearest cause must lead (facts/evaluation.md)
-ECHO = ""  # the key under which `Nearest` gives the cosine to the question's own text
 REJECTED = "(rejected wording)"
 # What ends the name in `Root cause: name - explanation`.
 _EXPLAINS = re.compile(
@@ -34,12 +29,6 @@ _EXPLAINS = re.compile(
     re.I,
 )
 _SECOND = re.compile(r"\W*(?:or|and|and/or|plus|as well as|alternatively)\b", re.I)
-
-
-class Nearest(Protocol):
-    """How near a text is to each cause, and (under ECHO) to the question itself, as cosines."""
-
-    def __call__(self, text: str, question: Question) -> Mapping[str, float]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +43,12 @@ class Commitment:
     evidence: str
 
 
-def committed(answer: str, question: Question, taxonomy: Taxonomy, nearest: Nearest | None) -> Commitment:
+def committed(answer: str, question: Question, taxonomy: Taxonomy) -> Commitment:
     """Which cause the answer committed to (facts/evaluation.md, "Problem recall").
 
     An own `Root cause:` line decides alone. Else the committed sentences before the fix do, negated and
-    hedged ones left out: one label is the answer, several are wrong, none leaves it to `nearest`, if given.
+    hedged ones left out: one label is the answer, several are wrong, and none leaves it to the one cause that
+    the answer plainly says.
     """
     # Questions without wordings of their own share one index, and what was found by it.
     label = question.label if question.aliases or question.label not in taxonomy.causes else None
@@ -78,13 +68,7 @@ def committed(answer: str, question: Question, taxonomy: Taxonomy, nearest: Near
     unresolved = Commitment(None, "unresolved", _short(" ".join(reading.commits) or answer))
     if reading.open:
         return unresolved
-    # An embedding is blind to "not", so only what denies nothing at all is left to it.
-    return (
-        _asserted(reading, question, taxonomy)
-        or _same_wording(reading, question, taxonomy)
-        or _nearest(reading, question, taxonomy, nearest)
-        or unresolved
-    )
+    return _asserted(reading, question, taxonomy) or unresolved
 
 
 def recalled(commitment: Commitment, question: Question) -> bool:
@@ -190,43 +174,6 @@ def _turned_around(sentence: str, phrases: Phrases, question: Question, taxonomy
         return False
     names = {w.text for m in phrases.mentions(sentence) for w in words_of(sentence[m.start : m.end])}
     return not names.issuperset(said.denied)
-
-
-def _same_wording(reading: Reading, question: Question, taxonomy: Taxonomy) -> Commitment | None:
-    """The question's own cause, where the answer says in other words what the reference says."""
-    label = question.label
-    if label is None or not set(reading.asserted) <= question.right:
-        return None
-    if reading.rivals or max(reading.refused, reading.hedged) > reading.last:
-        return None
-    if any(wording([text], question, taxonomy).covered > 0.05 for text in reading.refusals):
-        return None
-    told = wording(reading.plain, question, taxonomy)
-    nearly_all = told.covered >= NEARLY_ALL and told.own >= NEARLY_ALL
-    if (label in reading.doubted and not nearly_all) or (
-        reading.withdrawn and min(told.covered, told.own) < HALF
-    ):
-        return None
-    if not told.same or (told.covered < HALF and wording(reading.plain[-1:], question, taxonomy).own < 0.1):
-        return None
-    return Commitment(label, "nearest", _short(" ".join(reading.plain)))
-
-
-def _nearest(
-    reading: Reading, question: Question, taxonomy: Taxonomy, nearest: Nearest | None
-) -> Commitment | None:
-    plain = [text for text in reading.commits if not denies(text)]
-    if nearest is None or not plain or reading.withdrawn or reading.rivals or reading.refused >= 0:
-        return None
-    if wording(reading.plain, question, taxonomy).denied:
-        return None
-    cosines = dict(nearest(" ".join(plain), question))
-    echo = cosines.pop(ECHO, -1.0)
-    ranked = sorted(cosines.items(), key=lambda pair: (-pair[1], pair[0]))
-    if not ranked or ranked[0][0] in reading.doubted or ranked[0][1] <= echo:
-        return None
-    lead = ranked[0][1] - (ranked[1][1] if len(ranked) > 1 else 0.0)
-    return Commitment(ranked[0][0], "nearest", _short(" ".join(plain))) if lead >= MARGIN else None
 
 
 def _short(text: str) -> str:

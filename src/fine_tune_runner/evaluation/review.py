@@ -28,7 +28,8 @@ REASONS = ("unresolved", "lost", "gained")  # in the order in which they are gon
 class Item(msgspec.Struct, frozen=True, kw_only=True):
     """One answer to be decided; `question` and `answer` are the hashes by which a decision is kept.
 
-    `by` are the versions that gave it, `decided` what a person said already.
+    `by` are the versions that gave it, `decided` what a person said already. `nearest` is the cause that an
+    embedding suggests, and `nearest_right` whether it is a right one; neither is counted.
     """
 
     question: str
@@ -43,6 +44,8 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
     cause: str
     why: str
     counted_right: bool
+    nearest: str = ""
+    nearest_right: bool = False
     decided: Decided | None = None
 
 
@@ -134,6 +137,8 @@ def _items(holdout: Holdout, verdict: Verdict, answers: Mapping[str, Sequence[An
                 cause=mask(answer.cause or ""),
                 why=mask(f"decided by {answer.decided_by}") if answer.decided_by else WHY[answer.method],
                 counted_right=answer.score == 1.0,
+                nearest=mask(answer.nearest or ""),
+                nearest_right=answer.nearest in question.right,
                 decided=decided,
             )
 

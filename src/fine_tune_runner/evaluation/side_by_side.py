@@ -19,7 +19,7 @@ from fine_tune_runner.types import Answer, EvalReport, Verdict
 WHY = {
     "line": "its own line \u201cRoot cause:\u201d decides",
     "committed": "a sentence commits to it",
-    "nearest": "nearest cause by embedding; no rule could read the sentence",
+    "nearest": "nearest cause by wording or embedding, which earlier releases counted",
     "contrast": "nearness to the references (approximate)",
     "review": "a person decided",
     "unresolved": "no rule could read a cause; counted as not recalled",
@@ -143,7 +143,8 @@ def _why(answer: Answer | None) -> str:
         return mask(f"decided by {answer.decided_by}")
     if answer.method == "committed" and answer.cause is None:
         return "it commits to several causes; counted as not recalled"
-    return WHY.get(answer.method, answer.method)
+    suggested = mask(f"; nearest: {answer.nearest}, not counted") if answer.nearest else ""
+    return WHY.get(answer.method, answer.method) + suggested
 
 
 def _expected(question: Question | None) -> str:

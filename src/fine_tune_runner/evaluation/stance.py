@@ -70,8 +70,8 @@ class Reading:
     """What one sentence, or all so far, say of each label.
 
     `said` and `against` hold where (sentence number) a label was last affirmed or asserted, and where it was
-    last denied; `refused`, `hedged` and `last` where anything was refused, hedged or asserted last. `plain`
-    are the arms that assert anything, `rest` those after the last name, `unnamed` the sentences that commit
+    last denied; `refused` and `hedged` where anything was refused or hedged last. `plain` are the arms of a
+    sentence that assert anything, `rest` those after the last name, `unnamed` the sentences that commit
     outright to what no label names.
     """
 
@@ -93,10 +93,8 @@ class Reading:
     withdrawn: bool = False
     taken_back: bool = False
     open: bool = False
-    refusals: list[str] = field(default_factory=list)
     refused: int = -1
     hedged: int = -1
-    last: int = -1
 
     def last_word_is_against(self, label: str) -> bool:
         """Whether the label was denied after it was last affirmed or asserted."""
@@ -161,8 +159,6 @@ def _add(whole: Reading, judged: Reading, sentence: Sentence, index: int) -> Non
         whole.affirmed.clear()
         whole.asserted.clear()
         whole.commits.clear()
-        whole.plain.clear()
-        whole.withdrawn = True
     whole.doubted |= judged.doubted
     whole.doubts |= dict.fromkeys(judged.doubted, index)
     of_amount = AMOUNT.search(text) is not None and not judged.doubted
@@ -177,7 +173,6 @@ def _add(whole: Reading, judged: Reading, sentence: Sentence, index: int) -> Non
         whole.hedged = index
     if PATTERNS["refusal"].search(text) and not judged.affirmed:
         whole.refused = index
-        whole.refusals.append(text)
     whole.against |= dict.fromkeys(_acquitted(text, whole.affirmed), index)
     if instruction or (sentence.after_fix and not judged.strong):
         return
@@ -191,15 +186,12 @@ def _add(whole: Reading, judged: Reading, sentence: Sentence, index: int) -> Non
         whole.rivals.add(UNNAMED)
     if PATTERNS["now"].search(text):
         whole.asserted.clear()
-        whole.plain.clear()
     whole.affirmed = judged.affirmed | whole.affirmed
     whole.asserted = judged.asserted | whole.asserted
     whole.said |= dict.fromkeys(judged.affirmed | judged.asserted, index)
     whole.taken_back &= not (judged.affirmed or judged.asserted)
     whole.commits += judged.commits
     plain = [] if CONCLUDES.match(text) else judged.plain
-    whole.plain += plain
-    whole.last = index if plain else whole.last
     whole.rest = [] if judged.affirmed or judged.asserted else whole.rest + plain
     whole.unnamed += judged.unnamed
 

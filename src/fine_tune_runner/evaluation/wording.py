@@ -20,11 +20,7 @@ from fine_tune_runner.evaluation.phrases import BREAKS, words_of
 from fine_tune_runner.evaluation.rules import PATTERNS
 from fine_tune_runner.evaluation.sentences import sentences
 
-# (least share of the reference's words that is said, least share of what is said that belongs to it): the
-# less of the reference is said, the less else may be.
-ENOUGH = ((0.22, 0.75), (0.30, 0.50), (0.35, 0.40), (0.55, 0.0))
 ELSE = 0.22  # below this share of common words, both ways, a passage is about something else
-WORDS = 3  # least number of shared words that the question does not say already
 ECHO_WEIGHT = 0.3  # of a word that the question says as well
 # Words denied: "no History Change", "never sends", "nobody ever pressed Publish".
 _REACH = {"no": 2, "not": 1, "nothing": 5, "nobody": 5}
@@ -91,7 +87,6 @@ class Wording:
 
     covered: float
     own: float
-    new_words: int
     words: int
     denied: tuple[str, ...]
 
@@ -99,12 +94,6 @@ class Wording:
     def other(self) -> bool:
         """Whether something else is told here, at length."""
         return self.words >= 5 and self.own < ELSE and self.covered < ELSE
-
-    @property
-    def same(self) -> bool:
-        """Whether that is enough to say that the answer means the same."""
-        enough = any(self.covered >= covered and self.own >= own for covered, own in ENOUGH)
-        return enough and self.new_words >= WORDS and not self.denied
 
 
 def wording(said: Sequence[str], question: Question, taxonomy: Taxonomy) -> Wording:
@@ -122,7 +111,6 @@ def wording(said: Sequence[str], question: Question, taxonomy: Taxonomy) -> Word
     return Wording(
         covered=_share(sum(map(weight, shared)), sum(map(weight, reference))),
         own=_share(sum(weight(w) for w in bag if w in own), sum(map(weight, bag))),
-        new_words=sum(word not in asked for word in shared),
         words=len(bag),
         denied=tuple(
             word for word in shared if word not in asked and _contradict(word, bag[word], reference[word])
