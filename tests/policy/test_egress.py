@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 import os
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from fine_tune_runner.policy.egress import (
     EgressRefused,
     policy_of,
 )
-from fine_tune_runner.settings import Client, ClientConfig, load_settings
+from fine_tune_runner.settings import load_client, load_settings
 
 SENSITIVE = EgressPolicy(sensitive=True)
 OPEN = EgressPolicy(sensitive=False)
@@ -104,15 +105,15 @@ def test_a_name_that_points_outside_is_refused_although_it_may_be_asked(tmp_path
         policy.addresses("mill", 1, lambda _host, _port: ["192.0.2.7"])
 
 
-def test_the_settings_of_a_client_name_the_hosts(tmp_path: Path) -> None:
-    settings = load_settings({"OLLAMA_HOST": "http://mill.tail.net:11434"}, tmp_path)
-    config = ClientConfig(
-        client_id="teleios",
-        track_preference="b",
-        notify={"mail": ["mailto://post.internal/?to=a"], "on": "refused"},
-    )
-    policy = policy_of(settings, Client(id="teleios", dir=tmp_path, config=config))
-    assert policy == EgressPolicy(sensitive=True, names=("mill.tail.net", "post.internal"))
+def test_the_settings_name_the_hosts_and_an_address_for_alerts_names_none(tmp_path: Path) -> None:
+    env = {"OLLAMA_HOST": "http://mill.tail.net:11434", "CLIENT_DATA_DIR": str(tmp_path)}
+    settings = load_settings(env, tmp_path)
+    config = {"client_id": "teleios", "track_preference": "b", "notify": ["mailto://post.internal/?to=a"]}
+    (tmp_path / "teleios").mkdir()
+    (tmp_path / "teleios" / "config.json").write_text(json.dumps(config))
+    client = load_client(settings, "teleios")
+    assert len(client.config.notify) == 1
+    assert policy_of(settings, client) == EgressPolicy(sensitive=True, names=("mill.tail.net",))
 
 
 INHERITED = {POLICY_VARIABLE: "{}", "PYTHONPATH": f"{CHILD}{os.pathsep}/elsewhere"}

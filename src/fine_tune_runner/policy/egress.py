@@ -10,9 +10,8 @@ import ipaddress
 import os
 import re
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import msgspec
@@ -161,10 +160,9 @@ class EgressPolicy(msgspec.Struct, frozen=True, kw_only=True):
 def policy_of(settings: Settings, client: Client) -> EgressPolicy:
     """The policy of everything that is done for a client.
 
-    Its names are those of OLLAMA_HOST, `notify` and FINE_TUNE_DATABASE_URL.
+    Its names are those of OLLAMA_HOST and FINE_TUNE_DATABASE_URL; an alert adds the host that it goes to.
     """
-    urls = [settings.ollama_host or "", *_strings(client.config.notify)]
-    names = [*(_host(url) for url in urls), *database_hosts(settings)]
+    names = [_host(settings.ollama_host or ""), *database_hosts(settings)]
     known = tuple(dict.fromkeys(name for name in names if name and not is_address(name)))
     return EgressPolicy(sensitive=client.config.is_sensitive, names=known)
 
@@ -268,15 +266,3 @@ def _without_port(host: str) -> str:
     if host.startswith("["):
         return host[1:].partition("]")[0]
     return host if host.count(":") > 1 else host.partition(":")[0]
-
-
-def _strings(value: Any) -> Iterator[str]:
-    """Every string in a piece of config.json."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _strings(item)
-    elif isinstance(value, Sequence):
-        for item in value:
-            yield from _strings(item)
