@@ -294,8 +294,13 @@ def test_migrate_compares_both_models_and_leaves_the_guard_to_decide(
     place.write_config(track_preference="a", base_model=None)
     assert place.submit(1, "--yes", *POLL).code == 0
     place.write_config(base_model=str(tiny_base))
-    result = place.run("migrate", "--client", "small", "--to", "b", "--answers-per-month", "20000")
+    log = place.folder / "log.jsonl"
+    month = ("--answers-per-month", "20000", "--log-json", str(log))
+    result = place.run("migrate", "--client", "small", "--to", "b", *month)
     assert result.code == 3, result.err  # one epoch teaches a tiny random base nothing
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert {line["client"] for line in lines} == {"small"}
+    assert [line["step"] for line in lines if line["event"] == "step done"][-1] == "promote"
     for line in (
         r"Parity on the same 12 questions:",
         r" +v1 \(track A\) +v1 \(track B\)",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from fine_tune_runner.cli.background import log_option, waited_for
 from fine_tune_runner.cli.common import (
     client_option,
     confirm,
@@ -12,7 +13,6 @@ from fine_tune_runner.cli.common import (
     json_option,
     notice,
     poll_option,
-    runner,
     settings,
     table,
     yes_option,
@@ -20,6 +20,7 @@ from fine_tune_runner.cli.common import (
 from fine_tune_runner.cli.submit import closing
 from fine_tune_runner.cli.transcript import JsonLines, Transcript
 from fine_tune_runner.migrate import Parity, Side, moving, parity
+from fine_tune_runner.observe.log import Log
 from fine_tune_runner.settings import load_client
 from fine_tune_runner.types import Track
 
@@ -40,6 +41,7 @@ from fine_tune_runner.types import Track
 )
 @click.option("--max-cost", type=click.FloatRange(min=0), metavar="USD", help="Refuse above this estimate.")
 @click.option("--again", is_flag=True, help="Another attempt, where one was refused, held or failed.")
+@log_option
 @poll_option
 @yes_option
 @json_option
@@ -49,6 +51,7 @@ def migrate_command(
     answers: int,
     max_cost: float | None,
     again: bool,
+    log: Log | None,
     poll_s: float | None,
     yes: bool,
     as_json: bool,
@@ -58,6 +61,8 @@ def migrate_command(
     Both models answer the same holdout while both can be called. The guard decides as always: promoted where
     the new model is not worse, else the old one stays in service. A sensitive client cannot go to Track A.
 
+    With OTEL_EXPORTER_OTLP_ENDPOINT it sends spans as `fine-tune worker` does.
+
     \b
     Examples:
       fine-tune migrate --client hre --to b
@@ -66,11 +71,11 @@ def migrate_command(
     track: Track = "A" if to.lower() == "a" else "B"
     client = load_client(settings(), client_id)
     listener = JsonLines() if as_json else Transcript(client.name)
-    line = runner(poll_s, listener=listener, confirm=confirm(yes))
-    try:
-        job = line.start(moving(line, client_id, track, max_cost_usd=max_cost, again=again))
-    finally:
-        listener.close()
+    with waited_for(poll_s, log, listener=listener, confirm=confirm(yes)) as line:
+        try:
+            job = line.start(moving(line, client_id, track, max_cost_usd=max_cost, again=again))
+        finally:
+            listener.close()
     found = parity(line, job, answers)
     if as_json:
         echo_json({"event": "parity", "parity": found})
