@@ -20,18 +20,12 @@ from fine_tune_runner.private.track import Embedded, OneOf
 from fine_tune_runner.settings import Client, Settings, base_model
 from fine_tune_runner.types import (
     Answerer,
-    Dataset,
     Decoding,
-    Estimate,
-    Message,
     Model,
     Prompt,
     RegistryEntry,
     Reply,
-    Run,
     Step,
-    Tokenizer,
-    TokenStats,
     TrainingSummary,
 )
 
@@ -57,6 +51,10 @@ class Served:
         self._host = settings.ollama_host or ""
         self._connect = connect or self._open
         self._embedded = embedded or Embedded(settings, client)
+        # Training is here: what it takes is the embedded track's to say, and nothing goes on elsewhere.
+        self.tokenizer, self.estimate = self._embedded.tokenizer, self._embedded.estimate
+        self.ended, self.pending = self._embedded.ended, self._embedded.pending
+        self.cancel, self.month_usd = self._embedded.cancel, self._embedded.month_usd
         self._named = base_model(settings, client.config)
         self._placing = Placing(settings, client, self._connect, lambda: self._embedded.weights)
         self._alias = f"{client.id}-client:latest"
@@ -68,14 +66,6 @@ class Served:
             return reason
         self._placing.check()
         return None
-
-    def tokenizer(self) -> Tokenizer:
-        """The base model's own."""
-        return self._embedded.tokenizer()
-
-    def estimate(self, dataset: Dataset, tokens: TokenStats) -> Estimate:
-        """Training is what takes time, and it is here."""
-        return self._embedded.estimate(dataset, tokens)
 
     def steps(self) -> Sequence[Step]:
         """Host looked at → adapter → one GGUF → model at the host → the one that was trained."""
@@ -119,28 +109,6 @@ class Served:
                 asked = OllamaAnswerer(ollama, self._placing.family)
                 answerers |= dict.fromkeys((model.model_id for model in there), asked)
             yield OneOf(answerers)
-
-    def month_usd(
-        self,
-        model: Model,
-        prompts: Sequence[tuple[Message, ...]],
-        tokens_per_answer: float,
-        answers: int,
-    ) -> float | None:
-        """Own hardware has no price an answer."""
-        return self._embedded.month_usd(model, prompts, tokens_per_answer, answers)
-
-    def ended(self, run: Run) -> str | None:
-        """Every run can go on: each step looks at what the host has."""
-        return self._embedded.ended(run)
-
-    def pending(self, run: Run) -> str | None:
-        """Nothing runs elsewhere."""
-        return self._embedded.pending(run)
-
-    def cancel(self, run: Run) -> str | None:
-        """Nothing runs elsewhere."""
-        return self._embedded.cancel(run)
 
     def forget(self, run_ids: Sequence[str], model_ids: Sequence[str]) -> tuple[str, ...]:
         """Delete these models at the host, and every model that these runs made there, names of any kind."""
