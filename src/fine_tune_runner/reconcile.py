@@ -6,6 +6,7 @@ have to say besides is doctor.py's.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Literal
@@ -19,7 +20,8 @@ from fine_tune_runner.settings import Client, Settings, client_ids, load_client
 from fine_tune_runner.types import RegistryEntry, VersionKey
 from fine_tune_runner.workflow.engine import RunState, Waiting
 
-Kind = Literal["model gone", "not registered", "stale workflow", "not queued"]
+Kind = Literal["model gone", "not registered", "stale workflow", "not queued", "nobody trains"]
+LET_GO_S = 30.0  # within which a worker that lives lets go of a run that was cancelled
 
 
 class Disagreement(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,7 +32,7 @@ class Disagreement(msgspec.Struct, frozen=True, kw_only=True):
     subject: str
     message: str
     remedy: str
-    how: Literal["adopt", "clean up"] | None = None
+    how: Literal["adopt", "clean up", "move"] | None = None
     run_id: str | None = None
     key: VersionKey | None = None
 
@@ -64,6 +66,7 @@ def disagreements(
         live = runner.engine.live()
         found += _stale(runner, live, states, unread)
         found += _unqueued(runner, live, states)
+        found += _stranded(runner, states)
     except RunnerError as error:
         notice(str(error))
     return found
@@ -77,6 +80,8 @@ def mend(runner: FineTuneRunner, found: Disagreement) -> None:
         runner.engine.drop(str(found.run_id))
     elif found.kind == "not queued":
         runner.leave(runner.engine.find(str(found.run_id)).run)
+    elif found.kind == "nobody trains":
+        _move(runner, str(found.run_id))
     elif found.kind == "model gone" and found.key is not None:
         edit = partial(edits.without_model, key=found.key)
         _change(runner, found, "model gone", edit)
@@ -86,6 +91,19 @@ def mend(runner: FineTuneRunner, found: Disagreement) -> None:
         status = "archived" if entry.status == "active" else entry.status
         entry = msgspec.structs.replace(entry, active=False, status=status)
         _change(runner, found, "register", partial(edits.registered, entry=entry))
+
+
+def _move(runner: FineTuneRunner, run_id: str) -> None:
+    """Take a run off the host that it waits for, and leave it to the workers; what it did is kept."""
+    runner.engine.cancel(run_id)
+    deadline = time.monotonic() + LET_GO_S
+    while any(one.run_id == run_id for one in runner.engine.live()):
+        if time.monotonic() > deadline:
+            raise RunError(
+                f"run {run_id} was cancelled, but a worker still holds it; later: fine-tune resume {run_id}"
+            )
+        time.sleep(0.1)
+    runner.leave(runner.engine.find(run_id).run)
 
 
 def _change(
@@ -224,3 +242,21 @@ def _unqueued(
                 how="adopt",
                 run_id=run_id,
             )
+
+
+def _stranded(runner: FineTuneRunner, states: Mapping[str, RunState]) -> Iterator[Disagreement]:
+    """Runs of this data folder whose training waits for a host that may never come back."""
+    for one in runner.engine.stranded():
+        if (state := states.get(one.run_id)) is None:
+            continue
+        queue, _, label = one.queue.partition(":")
+        how = f"fine-tune worker --label {label}" if label else "fine-tune worker"
+        yield Disagreement(
+            kind="nobody trains",
+            client_id=state.run.client_id,
+            subject=one.run_id,
+            message=f"its training waits for {queue.partition('@')[2]}, where no worker is now",
+            remedy=f"let it train on another host, with what it did; or start one there: {how}",
+            how="move",
+            run_id=one.run_id,
+        )

@@ -158,6 +158,17 @@ def wait_until(seen: Callable[[], bool], child: subprocess.Popen[str] | None = N
         time.sleep(0.02)
 
 
+def work_until_finished(durable: Durable) -> None:
+    """A worker, as a service manager starts one at boot; nobody submits anything."""
+    deadline = time.monotonic() + 60
+
+    def stopped() -> bool:
+        assert time.monotonic() < deadline, "waited too long"
+        return {state.state for state in durable.runs()} == {"finished"}
+
+    durable.work(stopped)
+
+
 def work(folder: Path, steps: Steps, url: str) -> None:
     """Be a worker on PostgreSQL, for ever; one that hangs is given up after 3 s."""
     told = Durable(

@@ -249,7 +249,7 @@ def test_a_submit_for_another_client_is_done_by_the_process_that_has_the_engine(
     other = engine(tmp_path, Steps(tmp_path), heard, notices)
     thread = threading.Thread(target=other.run, args=(a_run("rtt"),))
     thread.start()
-    wait_until(lambda: f"{a_run('rtt').run_id} load" in ran(tmp_path), child)
+    wait_until(lambda: other.runs("rtt") != [] and "load" in other.find(a_run("rtt").run_id).done, child)
     assert other.find(a_run("rtt").run_id).pid == child.pid
     assert any(f"process {child.pid} has the engine of this folder" in text for text in notices)
     # Whoever looked on takes the engine over when that process ends, and goes on with the very run.
@@ -293,6 +293,21 @@ def test_one_training_at_a_time_on_a_host(tmp_path: Path) -> None:
         durable.enqueue(a_run(client))
     durable.run(a_run("c"))
     assert set(most) == {1}
+
+
+def test_one_training_at_a_time_also_beside_that_of_a_sensitive_client(tmp_path: Path) -> None:
+    running: list[str] = []
+    most: list[int] = []
+
+    def alone(context: RunContext) -> None:
+        running.append(context.run.run_id)
+        briefly(context)
+        most.append(len(running))
+        running.remove(context.run.run_id)
+
+    durable = engine(tmp_path, Steps(tmp_path, label="private", train=alone))
+    durable.run_all([a_run("hre"), a_run("rtt")])
+    assert most == [1, 1]
 
 
 def test_a_step_for_private_workers_is_done_by_no_other(tmp_path: Path) -> None:

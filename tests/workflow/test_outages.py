@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -16,7 +15,17 @@ from fine_tune_runner.errors import DatabaseAway
 from fine_tune_runner.types import RunContext
 from fine_tune_runner.workflow.durable import Durable
 from fine_tune_runner.workflow.engine import Event
-from tests.workflow.engine_world import Steps, a_run, checkpointed, clock, engine, ran, start, wait_until
+from tests.workflow.engine_world import (
+    Steps,
+    a_run,
+    checkpointed,
+    clock,
+    engine,
+    ran,
+    start,
+    wait_until,
+    work_until_finished,
+)
 from tests.workflow.postgres import Cluster, cluster
 
 RUN = a_run().run_id
@@ -26,17 +35,6 @@ RUN = a_run().run_id
 def postgres() -> Iterator[Cluster]:
     with cluster() as running:
         yield running
-
-
-def work_until_finished(durable: Durable) -> None:
-    """A worker, as a service manager starts one at boot; nobody submits anything."""
-    deadline = time.monotonic() + 60
-
-    def stopped() -> bool:
-        assert time.monotonic() < deadline, "waited too long"
-        return {state.state for state in durable.runs()} == {"finished"}
-
-    durable.work(stopped)
 
 
 def trained(folder: Path) -> list[int]:

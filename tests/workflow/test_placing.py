@@ -36,7 +36,6 @@ def test_training_goes_to_the_host_with_the_fewest_waiting(database: Database) -
 
 
 def test_the_only_host_that_trains_is_chosen_without_a_look_at_what_waits(database: Database) -> None:
-    database.register(("train",), ("private",))
     asked: list[str] = []
 
     def hear(_c: object, _cursor: object, statement: str, *_more: object) -> None:
@@ -44,9 +43,7 @@ def test_the_only_host_that_trains_is_chosen_without_a_look_at_what_waits(databa
 
     sqlalchemy.event.listen(sqlalchemy.Engine, "before_cursor_execute", hear)
     try:
-        chosen = database.shortest(database.trainers("private"))
+        chosen = database.shortest(["train@a:private"])
     finally:
         sqlalchemy.event.remove(sqlalchemy.Engine, "before_cursor_execute", hear)
-    assert chosen.startswith("train@")
-    assert chosen.endswith(":private")
-    assert [statement for statement in asked if "workflow_status" in statement] == []
+    assert (chosen, asked) == ("train@a:private", [])

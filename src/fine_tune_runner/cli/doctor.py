@@ -17,7 +17,7 @@ from fine_tune_runner.reconcile import Disagreement, disagreements, mend
 from fine_tune_runner.runner import FineTuneRunner, utc_now
 
 PAINT = {"ok": None, "off": "yellow", "bad": "red"}
-DONE = {"adopt": "adopted", "delete": "deleted", "clean up": "cleaned up"}
+DONE = {"adopt": "adopted", "delete": "deleted", "clean up": "cleaned up", "move": "moved"}
 SOURCES = {"provider": "the provider says", "published": "published", "unknown": "no end known"}
 
 
@@ -45,8 +45,8 @@ def doctor_command(within: int, yes: bool, as_json: bool) -> int:
     them: exit 1 while one is left. What belongs to no client of this data folder is left alone.
 
     And it lists what disagrees: a registered model that is gone, a finished run that is not registered, a
-    workflow of a run that is gone or finished, a queued run without a workflow. Each is adopted or cleaned
-    up when you say so: exit 1 while one is left.
+    workflow of a run that is gone or finished, a queued run without a workflow, training that waits for a
+    host without a worker. Each is adopted, cleaned up or moved when you say so: exit 1 while one is left.
 
     For a client that became sensitive nothing but ids is sent: it warns of all that is still there, offers to
     delete it, and exits 1 while a hosted version of it is in service.

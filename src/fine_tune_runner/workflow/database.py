@@ -7,6 +7,7 @@ dbos, so it is imported only where something runs.
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 import sqlite3
 from collections import Counter
@@ -20,6 +21,7 @@ from dbos import DBOS, DBOSClient, DBOSPortableJSONSerializer, _serialization
 from fine_tune_runner.errors import RunError
 from fine_tune_runner.files import locked
 from fine_tune_runner.types import Place
+from fine_tune_runner.workflow.book import lock_key
 from fine_tune_runner.workflow.engine import Waiting
 
 APP = "fine-tune-runner"
@@ -47,6 +49,14 @@ LIMITS: dict[Place, Limits] = {
 }
 
 
+# The keys of all advisory locks that are held in this database (PostgreSQL manual, 54.12).
+HELD = sqlalchemy.text(
+    "SELECT (classid::bigint << 32) | objid::bigint FROM pg_locks WHERE locktype = 'advisory' "
+    "AND objsubid = 1 AND granted "
+    "AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+)
+
+
 def _refuse_pickle(_text: str) -> Any:
     raise RunError("the engine's database holds a pickle, which nothing here wrote; look into who did")
 
@@ -60,17 +70,24 @@ def host() -> str:
     return socket.gethostname().split(".")[0].lower()
 
 
-def queue_name(place: Place, label: str | None, train_host: str | None = None) -> str:
-    """The queue of a place: `evaluate`, `train@HOST`, and with `:private` behind it for a label."""
-    return (f"train@{train_host}" if place == "train" else place) + (f":{label}" if label else "")
+def served_key(queue: str) -> int:
+    """The lock that every worker which serves a queue has a share of, on PostgreSQL (lease.py)."""
+    return lock_key(f"queue {queue}")
 
 
 class Database:
-    """Queues and workflows; `url` None is SQLite in `folder`."""
+    """Queues and workflows; `url` None is SQLite in `folder`, `here` None this machine's name of now."""
 
-    def __init__(self, folder: Path, url: str | None, limits: Mapping[Place, Limits] = LIMITS) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        url: str | None,
+        limits: Mapping[Place, Limits] = LIMITS,
+        here: str | None = None,
+    ) -> None:
         self.folder = folder
         self._limits = limits
+        self.here = here or host()  # kept, for it may change under a worker
         self.path = folder / "engine.sqlite"
         self.embedded = url is None
         self.url = url or f"sqlite:///{self.path}"
@@ -92,12 +109,24 @@ class Database:
             if self._unmigrated():
                 DBOS.migrate(self.url)
 
+    def queue(self, place: Place, label: str | None) -> str:
+        """The queue of a place, as this machine serves it: `evaluate`, `train@HOST`, `evaluate:private`.
+
+        SQLite is of one machine, whatever that is called: all training there is on `train`.
+        """
+        name = f"train@{self.here}" if place == "train" and not self.embedded else place
+        return name + (f":{label}" if label else "")
+
+    def today(self, queue: str) -> str:
+        """The name of today for a queue: on SQLite, training was once on one that named the machine."""
+        return re.sub(r"^train@[^:]*", "train", queue) if self.embedded else queue
+
     def register(self, places: Sequence[Place], labels: Sequence[str]) -> list[str]:
         """Register the queues that a process with these labels serves; their names."""
         names = []
         for place in places:
             for label in (None, *labels):
-                name = queue_name(place, label, host())
+                name = self.queue(place, label)
                 limits = self._limits[place]
                 words: dict[str, Any] = {"worker_concurrency": limits.at_once}
                 if limits.starts is not None:
@@ -135,7 +164,7 @@ class Database:
         self.client.enqueue(
             {
                 "workflow_name": "run",
-                "queue_name": queue_name("registry", label),
+                "queue_name": self.queue("registry", label),
                 "workflow_id": name,
                 "app_version": APP_VERSION,
                 "queue_partition_key": client_id,
@@ -181,14 +210,19 @@ class Database:
             self.client.delete_workflows(gone)
 
     def recover(self, dead: Callable[[str], bool], wanted: Callable[[str], bool]) -> list[str]:
-        """Put the workflows of dead executors back on their own queues, if their run is wanted."""
+        """Put the workflows of dead executors back on their own queues, if their run is wanted.
+
+        What waits under a name of yesterday goes to that of today.
+        """
+        live = self.live()
         again = [
             w
-            for w in self.live()
+            for w in live
             if w.status == "PENDING" and wanted(run_of(w.id)) and w.executor_id and dead(w.executor_id)
         ]
-        for workflow in again:
-            self.client.resume_workflow(workflow.id, queue_name=workflow.queue)
+        moved = [w for w in live if w.status == "ENQUEUED" and self.today(w.queue) != w.queue]
+        for workflow in (*again, *moved):
+            self.client.resume_workflow(workflow.id, queue_name=self.today(workflow.queue))
         return [w.id for w in again]
 
     def pending(self, executor_id: str) -> list[str]:
@@ -205,9 +239,21 @@ class Database:
         return [w for w in self.live() if w.app_version != APP_VERSION]
 
     def trainers(self, label: str | None) -> list[str]:
-        """Queues of the hosts that train, by name."""
+        """Queues of the hosts where a worker trains now, by name; on PostgreSQL."""
         queues = [queue.name for queue in self.client.list_queues() if queue.name.startswith("train@")]
-        return sorted(name for name in queues if name.partition(":")[2] == (label or ""))
+        return sorted(self._served([name for name in queues if name.partition(":")[2] == (label or "")]))
+
+    def stranded(self) -> list[Waiting]:
+        """Training that waits for a host where no worker is now; on PostgreSQL."""
+        waits = [w for w in self.live() if w.status == "ENQUEUED" and w.queue.startswith("train@")]
+        served = self._served({w.queue for w in waits}) if waits else set()
+        return [w for w in waits if w.queue not in served]
+
+    def _served(self, queues: Collection[str]) -> set[str]:
+        """Those of these queues that a live worker has a share of."""
+        with self.client._sys_db.engine.connect() as connection:
+            held = set(connection.execute(HELD).scalars())
+        return {name for name in queues if served_key(name) in held}
 
     def shortest(self, queues: Sequence[str]) -> str:
         """The queue with the fewest unfinished workflows; looked up only where there is a choice."""

@@ -124,6 +124,13 @@ class Durable:
         with self.database() as database:
             return database.live()
 
+    def stranded(self) -> Sequence[Waiting]:
+        """Training that waits for a host where no worker is now; on SQLite all of it is this machine's."""
+        if self.url is None:
+            return ()
+        with self.database() as database:
+            return database.stranded()
+
     def drop(self, run_id: str) -> None:
         """Take a run's workflows out of the database, also where its folder is gone."""
         if self._has_database():

@@ -133,6 +133,10 @@ class Engine(Protocol):
         """The workflows that wait or are under way, of all runs, whatever the record says of these."""
         ...
 
+    def stranded(self) -> Sequence[Waiting]:
+        """Of those, training that waits for a host where no worker is now."""
+        ...
+
     def drop(self, run_id: str) -> None:
         """Take a run's workflows out of the database, also where its folder is gone; no file is touched."""
         ...

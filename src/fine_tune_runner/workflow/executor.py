@@ -34,7 +34,7 @@ from fine_tune_runner.errors import (
 )
 from fine_tune_runner.files import locked
 from fine_tune_runner.types import PLACES, Place, Run, Step
-from fine_tune_runner.workflow.database import APP, APP_VERSION, POLL_S, Database, host, queue_name
+from fine_tune_runner.workflow.database import APP, APP_VERSION, POLL_S, Database
 from fine_tune_runner.workflow.engine import PATIENCE, Event, Patience, Plan
 from fine_tune_runner.workflow.record import STOPPED, Record, StepContext, finish, outcome, perform
 from fine_tune_runner.workflow.together import company
@@ -79,8 +79,9 @@ class Executor:
         self._stopping = threading.Event()
         self._threads: set[threading.Thread] = set()
         # Never that of an earlier process: at its start DBOS takes up whatever bears its executor's id.
-        self.id = f"{host()}-{os.getpid()}-{time.time_ns():x}"
+        self.id = f"{database.here}-{os.getpid()}-{time.time_ns():x}"
         self.bugs: dict[str, BaseException] = {}
+        self._training = threading.Lock()  # with a label there are two queues of training, and one GPU
         self._active: set[str] = set()
         self._dropped: set[str] = set()
         self._swept = 0.0
@@ -115,12 +116,13 @@ class Executor:
 
         @DBOS.workflow(name="leg", max_recovery_attempts=None)
         async def leg(client_id: str, run_id: str, steps: list[str], queue: str) -> Outcome:
-            return await self._tracked(self._leg(self._record.load(client_id, run_id), steps, queue))
+            today = self._database.today(queue)
+            return await self._tracked(self._leg(self._record.load(client_id, run_id), steps, today))
 
         self._leg_workflow = leg
         DBOS.listen_queues(queues)
         if self._lease is not None:
-            self._lease.start()
+            self._lease.start(queues)
         with self._database.one_line():
             DBOS.launch()
 
@@ -207,11 +209,12 @@ class Executor:
         """Do a leg on its own queue and wait for it."""
         own = DBOS.workflow_id or run.run_id
         name = f"{own}.{number}" if "~" in own else f"{own}~1.{number}"
+        queue = self._database.today(leg["queue"])
         # None but for `hosted`; a leg that was decided before there was a provider in it counts for itself.
-        share = (leg.get("provider") or "none") if leg["queue"].startswith("hosted") else None
+        share = (leg.get("provider") or "none") if queue.startswith("hosted") else None
         with SetWorkflowID(name), SetEnqueueOptions(priority=leg["priority"], queue_partition_key=share):
             handle = await DBOS.enqueue_workflow_async(
-                leg["queue"], self._leg_workflow, run.client_id, run.run_id, leg["steps"], leg["queue"]
+                queue, self._leg_workflow, run.client_id, run.run_id, leg["steps"], queue
             )
         try:
             return dict(await handle.get_result(polling_interval_sec=POLL_S))
@@ -305,24 +308,35 @@ class Executor:
             }
 
     def _queue(self, context: StepContext, step: Step) -> str:
-        """Where a step is enqueued; training stays on the host that has the checkpoints of this run."""
-        if step.place != "train":
-            return queue_name(step.place, step.label)
-        offered = self._database.trainers(step.label)
+        """Where a step is enqueued; training stays on the host that began it, while that is there."""
+        if step.place != "train" or self._database.embedded:
+            return self._database.queue(step.place, step.label)
+        offered = self._trainers(context, step.label)
         before = [e.data["queue"] for e in self._record.events(context.run.run_id) if e.event == "placed"]
-        if not offered:
-            which = f" labelled {step.label}" if step.label else ""
-            raise RunError(f"no worker{which} trains; start one: fine-tune worker")
         if before and before[-1] in offered:
             return str(before[-1])
         chosen = self._database.shortest(offered)
         context.emit("placed", queue=chosen)
         return chosen
 
+    def _trainers(self, context: StepContext, label: str | None) -> list[str]:
+        """The queues of the hosts that train now; where there is none, the first to come is waited for."""
+        told = False
+        while not (offered := self._database.trainers(label)):
+            if not told:
+                context.emit("no trainer")
+                how = f"fine-tune worker --label {label}" if label else "fine-tune worker"
+                self.notice(f"{context.run.run_id} waits, for no such worker trains now; start one: {how}")
+                told = True
+            context.check_cancelled()
+            time.sleep(SWEEP_S)
+        return offered
+
     def _perform(self, run: Run, name: str, queue: str | None) -> Outcome:
         """One step, alone in its run's folder."""
         waiting = self._open(run)
-        with outcome(waiting), _alone(waiting):
+        turn = self._turn(waiting) if queue and queue.startswith("train") else contextlib.nullcontext()
+        with outcome(waiting), turn, _alone(waiting):
             context = self._open(run)  # another worker may have put the step on record while this one waited
             step = next((step for step in self._plan(run) if step.name == name), None)
             if step is None:
@@ -334,6 +348,16 @@ class Executor:
                 )
             return {"state": "done", "sha256": perform(context, step)}
 
+    @contextlib.contextmanager
+    def _turn(self, context: StepContext) -> Iterator[None]:
+        """One training at a time in this process, whichever queue it came from."""
+        while not self._training.acquire(timeout=1.0):
+            context.check_cancelled()
+        try:
+            yield
+        finally:
+            self._training.release()
+
     def _admit(self, step: Step, queue: str | None) -> None:
         """PolicyError where this worker may not do a step, whatever queue brought it here."""
         if step.label is not None and step.label not in self._labels:
@@ -341,8 +365,8 @@ class Executor:
                 f"step {step.name} runs only on workers labelled {step.label}; "
                 f"start one: fine-tune worker --label {step.label}"
             )
-        if step.place == "train" and queue != queue_name("train", step.label, host()):
-            raise RunError(f"step {step.name} belongs to {queue}, but this is {host()}")
+        if step.place == "train" and queue != (ours := self._database.queue("train", step.label)):
+            raise RunError(f"step {step.name} belongs to {queue}, but this worker trains for {ours}")
 
     def _cancelled(self, run: Run) -> Outcome:
         with contextlib.suppress(Interrupted), outcome(self._open(run)):

@@ -102,6 +102,10 @@ class Journal:
         """There is no database."""
         return ()
 
+    def stranded(self) -> Sequence[Waiting]:
+        """There are no hosts."""
+        return ()
+
     def drop(self, run_id: str) -> None:
         """There is nothing to take it out of."""
 

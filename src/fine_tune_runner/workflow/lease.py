@@ -1,6 +1,7 @@
 """Who is alive on PostgreSQL: each worker holds a session lock on its executor id, one reaper looks around.
 
-The lock goes with the session, so a killed worker's is free at once. A worker that hangs stops beating, the
+It also has a share of a lock on every queue that it serves: where nobody has one, nobody comes for the work.
+Locks go with the session, so a killed worker's are free at once. A worker that hangs stops beating, the
 server ends its session, and what it did not finish is done by another: it notices when it beats again.
 """
 
@@ -15,7 +16,7 @@ import psycopg
 
 from fine_tune_runner.errors import RunError
 from fine_tune_runner.workflow.book import lock_key, plain
-from fine_tune_runner.workflow.database import Database
+from fine_tune_runner.workflow.database import Database, served_key
 from fine_tune_runner.workflow.engine import Patience
 
 BEAT_S = 1.0
@@ -50,8 +51,9 @@ class Lease:
         self._missing: dict[str, float] = {}
         self._thread = threading.Thread(target=self._beat, daemon=True)
 
-    def start(self) -> None:
-        """Take the lock; nothing of this executor may be dequeued before."""
+    def start(self, queues: Collection[str]) -> None:
+        """Take the lock and a share of each queue's; nothing of this executor may be dequeued before."""
+        self._queues = queues
         try:
             self._session = self._connect()
         except psycopg.Error as error:
@@ -72,6 +74,8 @@ class Lease:
         if row is None or not row[0]:
             session.close()
             raise psycopg.OperationalError("the lock of this executor is not free yet")
+        for queue in self._queues:  # nobody holds one alone, so none is waited for
+            session.execute("SELECT pg_advisory_lock_shared(%s)", (served_key(queue),))
         return session
 
     def _beat(self) -> None:
