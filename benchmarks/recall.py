@@ -1,25 +1,34 @@
 """Which cause did a hard answer commit to? A file of judged answers through the product's own reading.
 
-    nice python benchmarks/recall.py tests/evaluation/data/hard_dev.jsonl [--rows] [--json recall.json]
+    nice python benchmarks/recall.py tests/evaluation/data/fourth.jsonl [--rows] [--json recall.json]
+    OLLAMA_HOST=http://... python benchmarks/recall.py tests/evaluation/data/fourth.jsonl --judge MODEL
 
 A row has id, question, reference, labels (the cause, then those accepted as well), answer, right, kind, and
 `doubtful` where its author was not sure. Accepted means counted as right. "Unresolved" is neither: no rule
-could tell, a person is asked.
+could tell, a person is asked, or with `--judge` that model at OLLAMA_HOST, as in an evaluation.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 
 from fine_tune_runner.dataset.taxonomy import load_taxonomy
+from fine_tune_runner.evaluation.decisions import Decided, decisions_path
 from fine_tune_runner.evaluation.holdout import Question, load_holdout
+from fine_tune_runner.evaluation.judging import Reader
 from fine_tune_runner.evaluation.recall import Commitment, committed, recalled
+from fine_tune_runner.ports import Judge
+from fine_tune_runner.private.judge import judge_at_host
+from fine_tune_runner.settings import Client, ClientConfig, EvalConfig, load_settings
 from fine_tune_runner.types import EvalLabels, Message
 
 
@@ -52,15 +61,33 @@ def read_rows(path: Path) -> tuple[Row, ...]:
     return tuple(msgspec.json.decode(line, type=Row) for line in path.read_bytes().splitlines() if line)
 
 
-def outcomes(rows: Sequence[Row]) -> list[Outcome]:
-    """Every row read as the answer to one question of a holdout, with its labels and the shipped causes."""
+def outcomes(rows: Sequence[Row], judge: Judge | None = None) -> list[Outcome]:
+    """Every row read as the answer to one question of a holdout, with its labels and the shipped causes.
+
+    What no rule could read is left to `judge`, if given; raises where that cannot be asked.
+    """
     taxonomy = load_taxonomy(None)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "v1_eval.jsonl"
         path.write_bytes(b"".join(_holdout_line(row) for row in rows))
         holdout = load_holdout(path, taxonomy)
-    asked = zip(rows, holdout.questions, strict=True)
-    return [_outcome(row, q, committed(row.answer, q, taxonomy)) for row, q in asked]
+        asked = list(zip(rows, holdout.questions, strict=True))
+        found = [committed(row.answer, question, taxonomy) for row, question in asked]
+        if judge is not None:
+            kept = decisions_path(path.parent)
+            reader = Reader(judge, taxonomy, kept, lambda: datetime.now(UTC), _progress)
+            left = zip(asked, found, strict=True)
+            unread = [(q, row.answer) for (row, q), said in left if said.method == "unresolved"]
+            holdout = reader.read(holdout, unread)
+            if reader.warning:
+                sys.exit(reader.warning)
+    decided = [holdout.decision(question.id, row.answer) for row, question in asked]
+    read = zip(asked, found, decided, strict=True)
+    return [_outcome(row, question, said, judged) for (row, question), said, judged in read]
+
+
+def _progress(judge: str, done: int, total: int) -> None:
+    print(f"\r{judge}: call {done} of {total}", end="\n" if done == total else "", file=sys.stderr)
 
 
 def _holdout_line(row: Row) -> bytes:
@@ -69,7 +96,9 @@ def _holdout_line(row: Row) -> bytes:
     return msgspec.json.encode({"messages": turns, "eval": labels}) + b"\n"
 
 
-def _outcome(row: Row, question: Question, found: Commitment) -> Outcome:
+def _outcome(row: Row, question: Question, found: Commitment, judged: Decided | None) -> Outcome:
+    if judged is not None and judged.right is not None:
+        return Outcome(row=row, accepted=judged.right, unresolved=False, method="judge", cause=judged.cause)
     return Outcome(
         row=row,
         accepted=recalled(found, question),
@@ -111,8 +140,17 @@ def main() -> None:
     parser.add_argument("file", type=Path)
     parser.add_argument("--rows", action="store_true", help="also print right answers not recognised")
     parser.add_argument("--json", type=Path, help="write every outcome to this file")
+    parser.add_argument("--judge", help="a model at OLLAMA_HOST that reads what no rule could")
     chosen = parser.parse_args()
-    found = outcomes(read_rows(chosen.file))
+    rows = read_rows(chosen.file)
+    if chosen.judge:
+        config = ClientConfig(client_id="recall", eval=EvalConfig(judge=chosen.judge))
+        with judge_at_host(
+            load_settings(os.environ), Client(id="recall", dir=Path(), config=config)
+        ) as judge:
+            found = outcomes(rows, judge)
+    else:
+        found = outcomes(rows)
     print_table(found)
     if chosen.rows:
         for o in found:

@@ -19,7 +19,7 @@ from fine_tune_runner.dataset.taxonomy import load_taxonomy
 from fine_tune_runner.dataset.validate import check
 from fine_tune_runner.errors import DataError, NeedsApproval, PolicyError, RegistryError, RunnerError
 from fine_tune_runner.files import write_atomic
-from fine_tune_runner.ports import TrackPort
+from fine_tune_runner.ports import OpenJudge, TrackPort
 from fine_tune_runner.registry import edits
 from fine_tune_runner.registry.store import Registry
 from fine_tune_runner.settings import Client, Settings
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from fine_tune_runner.evaluation.stored import StoredAnswers
 
 Emit = Callable[..., None]
+NOT_ASKED_AGAIN = "a judge is not asked when stored answers are scored again; fine-tune eval asks it"
 STATUS_AFTER: Mapping[str, Status] = {"promote": "eval", "refuse": "refused", "hold": "held"}
 
 
@@ -61,6 +62,7 @@ class Line:
         registry: Registry,
         embedder: Callable[[], Embedder],
         clock: Clock,
+        judge: OpenJudge | None = None,
     ) -> None:
         self._settings = settings
         self._client = client
@@ -69,6 +71,7 @@ class Line:
         self._registry = registry
         self._embedder = embedder
         self._clock = clock
+        self._judge = judge
 
     def steps(self) -> Sequence[Step]:
         """Every step of a run, in order."""
@@ -212,6 +215,7 @@ class Line:
         `answers` to each question count for more than those of config.json.
         """
         from fine_tune_runner.evaluation.harness import measure
+        from fine_tune_runner.evaluation.judging import opened
 
         config = self._client.config.eval
         previous = self._registry.active()
@@ -222,22 +226,25 @@ class Line:
             check_cancelled()
             emit("evaluation progress", model=label, done=done, total=total)
 
-        return measure(
-            self._client,
-            dataset,
-            new=model_of(entry),
-            key=entry.key,
-            previous=None if previous is None else (previous.key, model_of(previous)),
-            base=None if previous else self._track_of(entry.track).base(),
-            serve=self.serve,
-            embedder=self._embedder(),
-            decoding=config.decoding,
-            answers_dir=run_dir / "answers",
-            on_reply=on_reply,
-            tolerance=self._settings.tolerance,
-            answers=answers or config.answers,
-            stored=None if previous is None else self._stored(previous),
-        )
+        with opened(self._judge, config.judge) as judge:
+            return measure(
+                self._client,
+                dataset,
+                new=model_of(entry),
+                key=entry.key,
+                previous=None if previous is None else (previous.key, model_of(previous)),
+                base=None if previous else self._track_of(entry.track).base(),
+                serve=self.serve,
+                embedder=self._embedder(),
+                decoding=config.decoding,
+                answers_dir=run_dir / "answers",
+                on_reply=on_reply,
+                tolerance=self._settings.tolerance,
+                answers=answers or config.answers,
+                stored=None if previous is None else self._stored(previous),
+                judge=judge,
+                clock=self._clock,
+            )
 
     def measure_again(self, dataset: Dataset, entry: RegistryEntry, run_dir: Path) -> EvalReport:
         """Score the last evaluation's answers again, by the labels and decisions of today; asks no model.
@@ -245,12 +252,13 @@ class Line:
         Raises DataError where more than those changed since, or where it was never evaluated.
         """
         from fine_tune_runner.evaluation.harness import measure
+        from fine_tune_runner.evaluation.judging import Away
         from fine_tune_runner.evaluation.replay import Replay
         from fine_tune_runner.evaluation.report import read_report
 
         kept, _ = read_report(run_dir)
         embedder, decoding = self._embedder(), self._client.config.eval.decoding
-        fingerprints = self._yardsticks(entry, dataset, embedder)
+        fingerprints = self._yardsticks(entry, dataset, embedder, kept.judge)
         new, answers_dir = model_of(entry), run_dir / "answers"
         previous = edits.get(self._registry.entries(), kept.previous_key) if kept.previous_key else None
         other = _once(previous) if previous else self._track_of(entry.track).base()
@@ -274,9 +282,13 @@ class Line:
             tolerance=self._settings.tolerance,
             answers=replay.repeats(new.model_id),
             stored=None if previous is None else self._stored(previous),
+            judge=Away(kept.judge, NOT_ASKED_AGAIN) if kept.judge else None,
+            clock=self._clock,
         )
 
-    def _yardsticks(self, entry: RegistryEntry, dataset: Dataset, embedder: Embedder) -> tuple[str, str]:
+    def _yardsticks(
+        self, entry: RegistryEntry, dataset: Dataset, embedder: Embedder, judge: str | None
+    ) -> tuple[str, str]:
         """The fingerprints that stored answers have: before and after labels were confirmed.
 
         DataError where they were drawn, or would be scored, in another way than today.
@@ -290,6 +302,7 @@ class Line:
                 system_prompt=dataset.system_prompt,
                 taxonomy=load_taxonomy(self._client.dir),
                 holdout_sha256=holdout_sha256,
+                judge=judge,
             )
 
         today = on(entry.holdout_sha256 or "")

@@ -1,11 +1,12 @@
 """What a track offers: the seam above which nobody asks which track it is.
 
-A track trains, serves and asks one client's versions. Files of runs and registries are not its business.
+A track trains, serves and asks one client's versions. Files of runs and registries are not its business. A
+judge reads what no rule of the evaluation could.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -81,3 +82,19 @@ class TrackPort(Protocol):
     def forget(self, run_ids: Sequence[str], model_ids: Sequence[str]) -> tuple[str, ...]:
         """Delete what a client's runs and models left elsewhere; the models that were there."""
         ...
+
+
+class Judge(Protocol):
+    """A model that reads answers; `identity` is its name and digest, where there is one."""
+
+    identity: str
+
+    def choose(self, messages: Sequence[Message], choices: Sequence[str]) -> str | None:
+        """The one of `choices` that it says, drawn at temperature 0; None where it says none of them.
+
+        ProviderError or ServingError where it cannot be asked.
+        """
+        ...
+
+
+OpenJudge = Callable[[], AbstractContextManager[Judge]]

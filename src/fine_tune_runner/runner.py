@@ -7,6 +7,7 @@ the dict `TRACKS`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -27,7 +28,7 @@ from fine_tune_runner.line import Line, model_of, run_dir_of, trained_on
 from fine_tune_runner.policy.egress import check_database, policy_of
 from fine_tune_runner.policy.held import all_held, held, held_step, on_record
 from fine_tune_runner.policy.track import choose_track
-from fine_tune_runner.ports import TrackPort
+from fine_tune_runner.ports import Judge, TrackPort
 from fine_tune_runner.registry import edits
 from fine_tune_runner.registry.store import Registry
 from fine_tune_runner.settings import Client, Settings, load_account_state, load_client, whoami
@@ -77,6 +78,12 @@ def _private(settings: Settings, client: Client) -> TrackPort:
 
 
 TRACKS: Mapping[Track, TrackMaker] = {"A": _hosted, "B": _private}
+
+
+def _judge(settings: Settings, client: Client) -> AbstractContextManager[Judge]:
+    from fine_tune_runner.private.judge import judge_at_host
+
+    return judge_at_host(settings, client)
 
 
 def utc_now() -> datetime:
@@ -471,6 +478,7 @@ class FineTuneRunner:
             Registry(client.dir, self.clock, notice=self._notice),
             lambda: self._embedder(self.settings),
             self.clock,
+            lambda: _judge(self.settings, client),
         )
 
     def _follow(self, client: Client, track: Track) -> None:

@@ -94,6 +94,7 @@ class EvalConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     max_tokens: int = 256
     seed: int = 0
     answers: int | None = None  # to each question; None: 1, 3, 5, 10, until the gate is decided
+    judge: str | None = None  # a model at OLLAMA_HOST that reads what no rule could; None: people only
 
     @property
     def decoding(self) -> Decoding:
@@ -390,6 +391,7 @@ def check_eval(path: Path, evaluation: EvalConfig) -> None:
         ("temperature", 0 <= evaluation.temperature <= 2, "0 to 2"),
         ("max_tokens", evaluation.max_tokens >= 1, "1 or more"),
         ("answers", answers is None or 1 <= answers <= MOST_ANSWERS, f"1 to {MOST_ANSWERS}"),
+        ("judge", evaluation.judge is None or bool(evaluation.judge.strip()), "a model's name"),
     )
     _refuse(path, "eval", evaluation, rules)
 

@@ -31,8 +31,8 @@ PLACES: tuple[Place, ...] = ("registry", "hosted", "evaluate", "train")
 Decision = Literal["promote", "refuse", "hold"]
 # How an answer was judged: its own `Root cause:` line; a sentence naming exactly one label; nearness (counted
 # by earlier releases only); nearer to its own reference than to those of other causes (approximate); by a
-# person; not at all, counted as not recalled.
-Method = Literal["line", "committed", "nearest", "contrast", "review", "unresolved"]
+# person; by a judge; not at all, counted as not recalled.
+Method = Literal["line", "committed", "nearest", "contrast", "review", "judge", "unresolved"]
 Measure = Literal["recall", "contrast", "similarity"]  # by which score the gate compared
 
 T = TypeVar("T")
@@ -341,6 +341,7 @@ class EvalReport(msgspec.Struct, frozen=True, kw_only=True):
     stored_at: datetime | None = None
     drawn_alike: bool = True  # False: those were given under another system prompt or decoding
     answers_per_question: int = 1
+    judge: str | None = None  # the model that read what no rule could, with its digest
     warnings: tuple[str, ...] = ()
 
 

@@ -37,7 +37,9 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="Decisions as JSON lines (question, answer, right) instead of a dialogue; - is standard input.",
 )
-@click.option("--again", is_flag=True, help="Also answers that were decided already; the last word counts.")
+@click.option(
+    "--again", is_flag=True, help="Also what was decided, or read by a judge; the last word counts."
+)
 @json_option
 def review_command(
     client_id: str, version: int, track: Track | None, decisions: BinaryIO | None, again: bool, as_json: bool

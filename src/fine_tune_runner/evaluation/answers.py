@@ -17,6 +17,7 @@ import msgspec
 from fine_tune_runner.dataset.taxonomy import Taxonomy
 from fine_tune_runner.decoding import threadsafe
 from fine_tune_runner.errors import DataError
+from fine_tune_runner.evaluation.decisions import Decided
 from fine_tune_runner.evaluation.holdout import Holdout, Question, cause_key
 from fine_tune_runner.evaluation.nearest import contrast
 from fine_tune_runner.evaluation.recall import Commitment, committed, recalled
@@ -27,6 +28,7 @@ from fine_tune_runner.types import (
     Answerer,
     Decoding,
     Embedder,
+    Method,
     Model,
     Prompt,
     Reply,
@@ -96,6 +98,7 @@ def fingerprint(
     taxonomy: Taxonomy,
     holdout_sha256: str,
     decisions_sha256: str = "",
+    judge: str | None = None,
 ) -> str:
     """What a score depends on beside the model; scores with two of them do not compare.
 
@@ -104,7 +107,7 @@ def fingerprint(
     """
     causes = [msgspec.to_builtins(cause) for cause in taxonomy.causes.values()]
     drawn = _digest(msgspec.to_builtins(decoding), system_prompt)
-    measured = drawn + _digest(SCORER_VERSION, embedder, causes, holdout_sha256)
+    measured = drawn + _digest(SCORER_VERSION, embedder, causes, holdout_sha256, judge)
     return f"{measured}+{decisions_sha256}" if decisions_sha256 else measured
 
 
@@ -144,6 +147,7 @@ def score(
         taxonomy=taxonomy,
         holdout_sha256=holdout.sha256,
         decisions_sha256=holdout.decisions_sha256,
+        judge=holdout.judge,
     )
     row_of = {question.id: row for row, question in enumerate(holdout.questions)}
     replies = sorted(
@@ -222,16 +226,18 @@ def _answer(
     row = row_of[reply.question_id]
     score = _right(commitment, holdout, row) if commitment else None
     cause = commitment.cause if commitment else None
-    decided = holdout.decision(reply.question_id, reply.text) if commitment and reply.text else None
-    if decided is not None and score != float(decided.right):
-        score = float(decided.right)
+    decided = _decided(reply, holdout, commitment)
+    if decided is not None and decided.by_judge:
+        score, cause = float(bool(decided.right)), decided.cause
+    elif decided is not None and score != float(bool(decided.right)):
+        score = float(bool(decided.right))
         cause = cause_key(holdout.questions[row]) if decided.right else None
     return Answer(
         question_id=reply.question_id,
         k=reply.k,
         text=reply.text,
         score=score,
-        method="review" if decided else commitment.method if commitment else None,
+        method=_method(decided, commitment),
         fingerprint=stamp,
         error=reply.error if judged else reply.error or "empty reply",
         cause=cause,
@@ -239,6 +245,41 @@ def _answer(
         tokens=reply.tokens,
         decided_by=decided.who if decided else None,
     )
+
+
+def _decided(reply: Reply, holdout: Holdout, commitment: Commitment | None) -> Decided | None:
+    """A person's word on any answer; a judge's only on one that no rule could read."""
+    if commitment is None or not reply.text:
+        return None
+    decided = holdout.decision(reply.question_id, reply.text)
+    if decided is None or not decided.by_judge:
+        return decided
+    return decided if commitment.method == "unresolved" and decided.right is not None else None
+
+
+def _method(decided: Decided | None, commitment: Commitment | None) -> Method | None:
+    if decided is not None:
+        return "judge" if decided.by_judge else "review"
+    return commitment.method if commitment else None
+
+
+def unresolved(
+    replies: Sequence[Reply], holdout: Holdout, taxonomy: Taxonomy, embedder: Embedder, read: Read
+) -> list[tuple[Question, str]]:
+    """The answers that no rule of recall could read, with their questions; none under another measure.
+
+    `read` as in `score`.
+    """
+    if holdout.measure != "recall":
+        return []
+    row_of = {question.id: row for row, question in enumerate(holdout.questions)}
+    came = [(str(r.text), row_of[r.question_id]) for r in replies if r.text and r.question_id in row_of]
+    said = _read([text for text, _ in came], [row for _, row in came], holdout, taxonomy, embedder, read)
+    return [
+        (holdout.questions[row], text)
+        for (text, row), commitment in zip(came, said, strict=True)
+        if commitment is not None and commitment.method == "unresolved"
+    ]
 
 
 def _read(

@@ -94,7 +94,7 @@ def content(report: EvalReport, verdict: Verdict, proof: Proof) -> Content:
         scores=_scores(report, verdict, [card for _, card in cards]),
         history=_history(proof, report.key),
         questions=question_rows(report, verdict, proof.questions, proof.answers, labels),
-        reading=tuple((name, _methods(card)) for name, card in cards),
+        reading=tuple((name, _methods(card, report.judge)) for name, card in cards),
         findings=tuple(masked(f, Finding) for f in proof.findings if f.level != "info"),
         checked=proof.tokens is not None or bool(proof.findings),
         losses=proof.losses,
@@ -162,8 +162,11 @@ def _scores(
     )
 
 
-def _methods(card: ScoreCard) -> str:
-    counts = ", ".join(f"{method} {count}" for method, count in sorted(card.methods.items()))
+def _methods(card: ScoreCard, judge: str | None) -> str:
+    named = {"judge": f"read by judge {judge}:"}
+    counts = ", ".join(
+        f"{named.get(method, method)} {count}" for method, count in sorted(card.methods.items())
+    )
     return counts or "by similarity alone"
 
 

@@ -1,4 +1,4 @@
-"""What people decided about answers, for good: `decisions.jsonl` in the client's folder.
+"""What people and judges decided about answers, for good: `decisions.jsonl` in the client's folder.
 
 One line a decision, append-only; the last one about a question and an answer counts. It holds hashes, no
 texts: a decision belongs to these words and to no other question. Knows no scorer.
@@ -22,13 +22,18 @@ LOCK_WAIT_S = 10.0
 
 
 class Decided(msgspec.Struct, frozen=True, kw_only=True):
-    """One decision: `question` is `Question.sha256`, `answer` is `answer_sha256`; `at` is UTC."""
+    """One decision: `question` is `Question.sha256`, `answer` is `answer_sha256`; `at` is UTC.
+
+    A judge's (`by_judge`, `who` its identity) has the `cause` that it read; `right` None: it could not tell.
+    """
 
     question: str
     answer: str
-    right: bool
+    right: bool | None
     who: str
     at: datetime
+    by_judge: bool = False
+    cause: str | None = None
 
 
 Decisions = Mapping[str, Mapping[str, Decided]]  # question → answer → the decision that counts
@@ -44,9 +49,10 @@ def answer_sha256(text: str) -> str:
     return text_sha256(text)
 
 
-def read_decisions(path: Path) -> Decisions:
+def read_decisions(path: Path, judge: str | None = None) -> Decisions:
     """The decisions of a file; a last line without its line feed is a torn write that never took effect.
 
+    People's, and of judges' only those of that identity, where no person said anything.
     Raises DataError for a line that is none, since what it said would silently not count.
     """
     try:
@@ -62,7 +68,11 @@ def read_decisions(path: Path) -> Decisions:
                 f"{path} line {number}: not a decision ({error}); restore the file from a backup, "
                 "or drop the line and run: fine-tune review"
             ) from None
-        found.setdefault(decided.question, {})[decided.answer] = decided
+        of_question = found.setdefault(decided.question, {})
+        before = of_question.get(decided.answer)
+        if decided.by_judge and (decided.who != judge or (before and not before.by_judge)):
+            continue
+        of_question[decided.answer] = decided
     return found
 
 
@@ -84,6 +94,9 @@ def append_decision(path: Path, decided: Decided) -> None:
 
 
 def decisions_sha256(decided: Iterable[Decided]) -> str:
-    """What scores owe to these decisions, as 8 hex digits; "" where there are none."""
-    parts = sorted(f"{d.question} {d.answer} {d.right:d}" for d in decided)
+    """What scores owe to these people, as 8 hex digits; "" where there are none.
+
+    Judges' are left out: they follow from the answers, and the judge itself is in the fingerprint.
+    """
+    parts = sorted(f"{d.question} {d.answer} {bool(d.right):d}" for d in decided if not d.by_judge)
     return text_sha256(*parts)[:8] if parts else ""

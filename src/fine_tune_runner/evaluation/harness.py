@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
@@ -23,19 +24,24 @@ from fine_tune_runner.evaluation.answers import (
     drawn_as,
     fingerprint,
     score,
+    unresolved,
     write_answers,
 )
+from fine_tune_runner.evaluation.decisions import decisions_path
 from fine_tune_runner.evaluation.gate import DRAWN_APART, LEAST_SHARED, card_scores, schedule, undecided
 from fine_tune_runner.evaluation.holdout import Holdout, edited, load_holdout
+from fine_tune_runner.evaluation.judging import Reader
 from fine_tune_runner.evaluation.nearest import CauseIndex, with_suggestions
 from fine_tune_runner.evaluation.repeats import collect_repeats
 from fine_tune_runner.evaluation.similarity import Remembered
 from fine_tune_runner.evaluation.stored import StandIn, StoredAnswers, stand_in
 from fine_tune_runner.evaluation.vectors import vectors_path
+from fine_tune_runner.ports import Judge
 from fine_tune_runner.settings import Client
 from fine_tune_runner.types import (
     Answer,
     Answerer,
+    Clock,
     Dataset,
     Decoding,
     Embedder,
@@ -62,6 +68,7 @@ class Scorer:
         decoding: Decoding,
         answers_dir: Path,
         on_reply: OnReply,
+        reader: Reader | None,
     ) -> None:
         self.holdout = holdout
         self._taxonomy = taxonomy
@@ -69,6 +76,7 @@ class Scorer:
         self._decoding = decoding
         self._answers_dir = answers_dir
         self._on_reply = on_reply
+        self._reader = reader
         self._replies: dict[str, tuple[Reply, ...]] = {}
         self._answers: dict[str, tuple[Answer, ...]] = {}
         self._asked: dict[str, int] = {}
@@ -84,6 +92,7 @@ class Scorer:
             taxonomy=self._taxonomy,
             holdout_sha256=self.holdout.sha256,
             decisions_sha256=self.holdout.decisions_sha256,
+            judge=self.holdout.judge,
         )
 
     def card(self, answerers: Mapping[str, Answerer], model: Model, name: str, k: int) -> ScoreCard:
@@ -108,7 +117,10 @@ class Scorer:
         return self.judged(self._replies[name], name, model)
 
     def judged(self, replies: Sequence[Reply], name: str, model: Model) -> ScoreCard:
-        """Score replies that are there already, and keep them as `{name}.jsonl`."""
+        """Score replies that are there already, and keep them as `{name}.jsonl`; asks the judge, if any."""
+        if self._reader is not None:
+            unread = unresolved(replies, self.holdout, self._taxonomy, self._embedder, self._read)
+            self.holdout = self._reader.read(self.holdout, unread)
         card, answers = score(
             replies,
             self.holdout,
@@ -162,14 +174,18 @@ def measure(
     tolerance: float = 0.05,
     answers: int | None = None,
     stored: StoredAnswers | None = None,
+    judge: Judge | None = None,
+    clock: Clock = lambda: datetime.now(UTC),
 ) -> EvalReport:
     """Score `new` beside `previous`, or beside `base` for a first version, on the data set's holdout.
 
     `answers` a question; None is up to 10, until the gate is decided. `stored` are answers to fall back on
-    where `previous` cannot be called. Raises ServingError where the new model cannot be asked.
+    where `previous` cannot be called. `judge` reads what no rule can; where it fails, two versions are not
+    compared. Raises ServingError where the new model cannot be asked.
     """
     taxonomy = load_taxonomy(client.dir)
-    whole = load_holdout(holdout_path(client.dir, dataset.version), taxonomy, dataset.system_prompt)
+    identity = judge.identity if judge else None
+    whole = load_holdout(holdout_path(client.dir, dataset.version), taxonomy, dataset.system_prompt, identity)
     holdout, left_out = _without_leaked(client, dataset, whole, previous)
     not_comparable = None
     if previous and left_out and len(holdout.questions) < LEAST_SHARED:
@@ -178,7 +194,9 @@ def measure(
             f"{len(holdout.questions)} are left; publish a holdout of its own"
         )
     remembered = Remembered(embedder, vectors_path(client.dir))
-    scorer = Scorer(holdout, taxonomy, remembered, decoding, answers_dir, on_reply)
+    kept = decisions_path(client.dir)
+    reader = Reader(judge, taxonomy, kept, clock, on_reply) if judge else None
+    scorer = Scorer(holdout, taxonomy, remembered, decoding, answers_dir, on_reply, reader)
     other = (_name(previous[0]), previous[1]) if previous else ("base", base) if base else None
     stood_in = stand_in(stored, holdout, taxonomy) if previous and stored else StandIn()
     comparable = previous is not None and not_comparable is None
@@ -200,16 +218,25 @@ def measure(
         previous_key=previous[0] if previous else None,
         base=None if previous else pair.other,
         left_out=left_out,
-        not_comparable=not_comparable or (pair.fault if previous and not pair.shared else None),
+        not_comparable=not_comparable or (_not_compared(pair, reader) if previous else None),
         shared=pair.shared,
         stored_at=stored.at if stored and pair.shared else None,
         drawn_alike=drawn_alike,
         answers_per_question=pair.answers,
+        judge=identity,
         warnings=(
+            *filter(None, [reader.warning if reader else None]),
             *_edited(client, dataset, holdout, taxonomy, previous[0] if previous else None),
             *_stood_in_for(pair, stored, drawn_alike),
         ),
     )
+
+
+def _not_compared(pair: Pair, reader: Reader | None) -> str | None:
+    """Why two versions cannot be compared: one was not asked, or the judge read one's answers in part."""
+    if pair.fault and not pair.shared:
+        return pair.fault
+    return reader.warning if reader else None
 
 
 def stages_of(answers: int | None, decoding: Decoding, questions: int) -> Sequence[int]:

@@ -81,7 +81,7 @@ class Holdout(msgspec.Struct, frozen=True, kw_only=True):
     """The questions of one evaluation in file order, and the measure that all of them allow.
 
     `sha256` is that of the whole file's content (Dataset.holdout_sha256), also where rows were left out.
-    `decided` is what people decided about answers to its questions: id → answer → decision.
+    `decided` is what people, and the judge of that identity, decided about answers: id → answer → decision.
     """
 
     questions: tuple[Question, ...]
@@ -89,6 +89,7 @@ class Holdout(msgspec.Struct, frozen=True, kw_only=True):
     sha256: str = ""
     system_prompt: str | None = None
     decided: dict[str, dict[str, Decided]] = {}
+    judge: str | None = None
 
     @property
     def decisions_sha256(self) -> str:
@@ -96,7 +97,7 @@ class Holdout(msgspec.Struct, frozen=True, kw_only=True):
         return decisions_sha256(d for of_question in self.decided.values() for d in of_question.values())
 
     def decision(self, question_id: str, text: str) -> Decided | None:
-        """What a person decided about this answer to this question."""
+        """What was decided about this answer to this question."""
         of_question = self.decided.get(question_id)
         return of_question.get(answer_sha256(text)) if of_question else None
 
@@ -110,8 +111,10 @@ class Holdout(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(self, questions=kept, measure=measure_of(kept))
 
 
-def load_holdout(path: Path, taxonomy: Taxonomy, system_prompt: str | None = None) -> Holdout:
-    """Read a holdout, and beside it what people decided about answers to its questions.
+def load_holdout(
+    path: Path, taxonomy: Taxonomy, system_prompt: str | None = None, judge: str | None = None
+) -> Holdout:
+    """Read a holdout, and beside it what people, and that judge, decided about answers to its questions.
 
     With `system_prompt` every question is asked under it instead of its own.
     Raises DataError for a row that is no chat example, and for two rows with the same id.
@@ -130,14 +133,15 @@ def load_holdout(path: Path, taxonomy: Taxonomy, system_prompt: str | None = Non
                 "give each its own eval.id"
             )
         seen[question.id] = line
-    known = read_decisions(decisions_path(path.parent))
+    known = read_decisions(decisions_path(path.parent), judge)
     about = {question.id: question.sha256 for question in questions} if known else {}
     return Holdout(
         questions=questions,
         measure=measure_of(questions),
         sha256=content.hexdigest(),
         system_prompt=system_prompt,
-        decided={row_id: dict(known[sha256]) for row_id, sha256 in about.items() if sha256 in known},
+        decided={row_id: dict(known[sha256]) for row_id, sha256 in about.items() if known.get(sha256)},
+        judge=judge,
     )
 
 

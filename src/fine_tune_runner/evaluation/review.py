@@ -1,4 +1,5 @@
-"""What a person should look at after an evaluation: answers no rule could read, and questions that changed.
+"""What a person should look at after an evaluation: answers no rule could read, and questions that changed;
+what a judge read, on request.
 
 Texts come out masked, hashes are of the texts themselves. Keeps nothing and scores nothing.
 """
@@ -18,11 +19,11 @@ from fine_tune_runner.errors import DataError
 from fine_tune_runner.evaluation.answers import read_answers
 from fine_tune_runner.evaluation.decisions import Decided, answer_sha256
 from fine_tune_runner.evaluation.holdout import Holdout, load_holdout
-from fine_tune_runner.evaluation.side_by_side import WHY
+from fine_tune_runner.evaluation.side_by_side import why
 from fine_tune_runner.settings import Client
 from fine_tune_runner.types import Answer, RegistryEntry, Verdict
 
-REASONS = ("unresolved", "lost", "gained")  # in the order in which they are gone through
+REASONS = ("unresolved", "lost", "gained", "judged")  # in the order in which they are gone through
 
 
 class Item(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,7 +74,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
         """Whether a label was confirmed, or a decision made, that the stored scores do not know."""
         return self.entry.holdout_sha256 != self.holdout.sha256 or any(
             (decided := self.holdout.decision(a.question_id, a.text)) is not None
-            and (a.decided_by, a.score) != (decided.who, float(decided.right))
+            and (a.decided_by, a.score) != (decided.who, float(bool(decided.right)))
             for several in self.answers.values()
             for a in several
             if a.text and a.method is not None
@@ -101,14 +102,14 @@ def last_asked(client: Client, entry: RegistryEntry, run_dir: Path) -> Asked:
 def waiting(asked: Asked, *, again: bool = False) -> tuple[Item, ...]:
     """Unresolved answers first, then those to lost and to gained questions, in the order of the holdout.
 
-    The same words to the same question come once; what was decided comes only `again`.
+    The same words to the same question come once; what was decided, or read by a judge, comes only `again`.
     """
     found: dict[tuple[str, str], Item] = {}
     for item in _items(asked.holdout, asked.verdict, asked.answers):
         known = found.get((item.question, item.answer))
         by = dict.fromkeys((*known.by, *item.by)) if known else item.by
         found[item.question, item.answer] = msgspec.structs.replace(known or item, by=tuple(by))
-    kept = [item for item in found.values() if again or item.decided is None]
+    kept = [i for i in found.values() if again or (i.decided is None and i.reason != "judged")]
     return tuple(sorted(kept, key=lambda item: REASONS.index(item.reason)))
 
 
@@ -122,6 +123,8 @@ def _items(holdout: Holdout, verdict: Verdict, answers: Mapping[str, Sequence[An
             decided = holdout.decision(question.id, answer.text)
             changed = "lost" if question.id in lost else "gained" if question.id in gained else None
             reason = "unresolved" if answer.method == "unresolved" else changed
+            if answer.method == "judge":
+                reason = reason or "judged"
             if reason is None and decided is None:
                 continue
             yield Item(
@@ -135,7 +138,7 @@ def _items(holdout: Holdout, verdict: Verdict, answers: Mapping[str, Sequence[An
                 reference=mask(question.reference),
                 said=mask(answer.text),
                 cause=mask(answer.cause or ""),
-                why=mask(f"decided by {answer.decided_by}") if answer.decided_by else WHY[answer.method],
+                why=why(answer),
                 counted_right=answer.score == 1.0,
                 nearest=mask(answer.nearest or ""),
                 nearest_right=answer.nearest in question.right,

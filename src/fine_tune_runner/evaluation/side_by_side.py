@@ -22,6 +22,7 @@ WHY = {
     "nearest": "nearest cause by wording or embedding, which earlier releases counted",
     "contrast": "nearness to the references (approximate)",
     "review": "a person decided",
+    "judge": "a judge read it",
     "unresolved": "no rule could read a cause; counted as not recalled",
 }
 CHANGES = ("lost", "gained", "same", "", "left out")  # in the order of the page; "" = not compared
@@ -131,14 +132,17 @@ def _side(label: str, answers: list[Answer], first: Answer | None, text: str, on
         only=only,
         right=right + (f", {failed} call{'s' * (failed > 1)} failed" if failed else ""),
         cause=mask(first.cause or "none") if first and first.method else "",
-        why=_why(first),
+        why=why(first),
         others=mask(others) if len(answers) > 1 and scores else "",
     )
 
 
-def _why(answer: Answer | None) -> str:
+def why(answer: Answer | None) -> str:
+    """What decided about an answer, masked; "" where nothing did."""
     if answer is None or answer.method is None:
         return ""
+    if answer.decided_by and answer.method == "judge":
+        return mask(f"read by judge {answer.decided_by}")
     if answer.decided_by:
         return mask(f"decided by {answer.decided_by}")
     if answer.method == "committed" and answer.cause is None:

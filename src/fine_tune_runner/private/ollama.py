@@ -236,8 +236,12 @@ class Ollama:
         options: Mapping[str, Any],
         *,
         top_logprobs: int | None = None,
+        schema: Mapping[str, Any] | None = None,
     ) -> Said:
-        """Let a model answer; with `top_logprobs` (0 to 20) each token comes with its log-probability."""
+        """Let a model answer; with `top_logprobs` (0 to 20) each token comes with its log-probability.
+
+        `schema` is a JSON schema that the answer is held to (Ollama's structured outputs).
+        """
         check_parameters(options)
         body: dict[str, Any] = {
             "model": name,
@@ -247,6 +251,8 @@ class Ollama:
         }
         if top_logprobs is not None:
             body |= {"logprobs": True, "top_logprobs": top_logprobs}
+        if schema is not None:
+            body["format"] = dict(schema)
         answer = self._json("POST", "/api/chat", _Answer, body)
         return Said(
             text=str(answer.message.get("content", "")), tokens=answer.eval_count, logprobs=answer.logprobs
