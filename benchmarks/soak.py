@@ -1,7 +1,8 @@
 """SIGKILL at 200 random moments over 40 runs of both tracks; every run done once, every job paid for once.
 
-On SQLite with one worker, then on PostgreSQL with three, where the server is stopped as by a power cut three
-times besides. The long form of tests/crash/test_matrix.py; needs PostgreSQL's server (`make packages`).
+Private runs train a tiny base, and end with the bits of a training that nobody killed. On SQLite with one
+worker, then on PostgreSQL with three, where the server is stopped as by a power cut three times besides. The
+long form of tests/crash/test_matrix.py; needs PostgreSQL's server (`make packages`).
 `python benchmarks/soak.py [--kills 200] [--runs 40] [--outages 3] [--seed N] [--only sqlite|postgresql]`.
 Runs come in waves of five, so that there is work in progress at every kill.
 """
@@ -65,8 +66,10 @@ def report(kind: str, counted: Counted, toll: Toll, seconds: float) -> None:
     print(f"{toll.outages} times the server stopped at once, {seconds:.0f} s")
     print(f"  {counted.finished} runs finished, {counted.entries} registry entries, none twice, none lost")
     print(f"  {counted.jobs} paid jobs for {counted.hosted} hosted runs")
-    print(f"  {counted.private} private runs trained,", end=" ")
-    print(f"{counted.trainings - counted.private} of them again: killed before it was on record", flush=True)
+    begun, resumed, steps, again = counted.trainings
+    print(f"  {counted.private} private runs trained to the bits of a training that nobody killed:", end=" ")
+    print(f"{begun - counted.private} times begun again, {resumed} of these from a checkpoint;", end=" ")
+    print(f"{again} of {steps} optimizer steps taken twice", flush=True)
 
 
 def main() -> None:

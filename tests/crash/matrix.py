@@ -1,7 +1,7 @@
 """Runs of both tracks in a process that is killed again and again: the short and the long kill matrix.
 
-Track A is the real one against the contract server; Track B trains in no time, but in steps that can be cut
-off. Workers are processes forked off one that has imported all of it, so that kills hit work, not imports.
+Track A is the real one against the contract server; Track B trains a tiny base (trained.py). Workers are
+processes forked off one that has imported all of it, so that kills hit work, not imports.
 """
 
 from __future__ import annotations
@@ -20,27 +20,37 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import NamedTuple
 
-from fine_tune_runner.files import locked
 from fine_tune_runner.hosted.flow import Pace
 from fine_tune_runner.hosted.track import Hosted
 from fine_tune_runner.runner import FineTuneRunner
 from fine_tune_runner.settings import Settings, load_settings
-from fine_tune_runner.types import Clock, Model, Request, RunContext, Step
+from fine_tune_runner.types import Clock, Request
 from fine_tune_runner.workflow.book import plain
 from fine_tune_runner.workflow.durable import Durable
 from fine_tune_runner.workflow.engine import Event, Patience, Plan
 from fine_tune_runner.workflow.ledger import Ledger
 from tests.contract.openai_server.server import KEY, ContractServer
-from tests.scripted_track import Letters, Scripted
+from tests.crash.trained import TRAINING, Trained, Trainings, check_trained, write_base
+from tests.scripted_track import Letters
 from tests.small_client import PROMPT, write_version
 from tests.workflow.postgres import Cluster
 
+# Nothing that is forked may have threads, and numpy starts one for each core when it is imported.
+os.environ["OMP_NUM_THREADS"] = "1"
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     [
         "tests.crash.matrix",
         "fine_tune_runner.evaluation.harness",
         "fine_tune_runner.hosted.wire",
+        "fine_tune_runner.private.export",
+        "fine_tune_runner.private.gguf_base",
+        "fine_tune_runner.private.torch_backend",  # imported only: torch that has worked must not be forked
+        "gguf",
+        "jinja2",
+        "safetensors.numpy",
+        "tokenizers",
+        "torch._dynamo",  # which torch.optim imports at its first step, and takes two seconds for
         "fine_tune_runner.workflow.executor",
         "fine_tune_runner.workflow.lease",
     ]
@@ -51,30 +61,16 @@ KILL_WITHIN_S = 1.2
 AWAY_WITHIN_S = 3.0
 
 
-class Cut(Scripted):
-    """Trains in ten short steps, never twice at a time; writes down each training that came to its end."""
-
-    def train(self, context: RunContext) -> Model:
-        with locked(context.run_dir / "training.lock"):
-            for _ in range(10):
-                context.check_cancelled()
-                time.sleep(0.02)
-            with (context.run_dir / "trained.txt").open("a") as file:
-                file.write(f"{os.getpid()}\n")
-        return super().train(context)
-
-    def steps(self) -> tuple[Step, ...]:
-        """In the place where real training is."""
-        return (Step(name="train", gives=Model, do=self.train, place="train"),)
-
-
 def write_clients(data: Path, runs: int, first: int = 0) -> list[str]:
-    """`runs` clients with a version each, every second one on Track A; their ids."""
+    """`runs` clients with a version each, every second one on Track A, the rest with a base each; the ids."""
     names = [f"c{number:02}" for number in range(first, first + runs)]
     for number, name in enumerate(names, first):
         folder = data / name
         folder.mkdir(parents=True)
         config = {"client_id": name, "track_preference": "ab"[number % 2], "eval": {"max_tokens": 16}}
+        if number % 2:
+            base = write_base(data.parent / "bases" / name, seed=number)
+            config |= {"base_model": str(base), "training": TRAINING}
         (folder / "config.json").write_text(json.dumps(config))
         (folder / "account_state.json").write_text(json.dumps({"version": "1.0.0", "system_prompt": PROMPT}))
         write_version(folder, 1)
@@ -94,13 +90,13 @@ class Toll(NamedTuple):
 
 
 class Counted(NamedTuple):
-    """What is there in the end; `trainings` of Track B came to their end, also where a kill hid that."""
+    """What is there in the end; `trainings` are those of all private runs."""
 
     finished: int
     hosted: int
     jobs: int
     private: int
-    trainings: int
+    trainings: Trainings
     entries: int
 
 
@@ -119,15 +115,15 @@ def impatient(
 
 
 def library(data: Path, url: str, database_url: str | None = None) -> FineTuneRunner:
-    """The library as the command line has it, but for its trainer, its embedder and its patience."""
+    """The library as the command line has it, but for trained.py, its embedder and its patience."""
     env = {"CLIENT_DATA_DIR": str(data), "OPENAI_BASE_URL": url, "OPENAI_API_KEY": KEY}
+    env |= {"FINE_TUNE_MODELS_DIR": str(data.parent / "models")}
     env |= {"FINE_TUNE_DATABASE_URL": plain(database_url)} if database_url else {}
-    cut = Cut({0: lambda question: "no", 1: lambda question: "Root cause: csp_blocks_tags"})
     return FineTuneRunner(
         load_settings(env, data),
         tracks={
             "A": lambda settings, client: Hosted(settings, client, pace=PACE),
-            "B": lambda settings, client: cut,
+            "B": Trained,
         },
         embedder=lambda settings: Letters(),
         notice=lambda text: print(f"{os.getpid()} {text}", file=sys.stderr, flush=True),
@@ -292,7 +288,7 @@ def wait_until(seen: Callable[[], bool], line: FineTuneRunner, crew: Crew, limit
 
 
 def check(data: Path, server: ContractServer, names: list[str], database_url: str | None = None) -> Counted:
-    """Everything finished, paid for and registered once; nothing twice, nothing lost."""
+    """Everything finished, paid for and registered once, and trained as if nobody had been killed."""
     line = library(data, server.url, database_url)
     assert Counter(state.state for state in line.engine.runs()) == {"finished": len(names)}
     entries = {name: line.registry(name).entries() for name in names}
@@ -311,15 +307,16 @@ def check(data: Path, server: ContractServer, names: list[str], database_url: st
         assert actions.count("register") == actions.count("promote") == 1
         names_of_steps = [path.name[3:] for path in data.glob(f"{name}/runs/*/steps/*.json")]
         assert len(names_of_steps) == len(set(names_of_steps))
-    trained = {
-        path.parents[2].name: path.read_text().count("\n") for path in data.glob("*/runs/*/trained.txt")
-    }
-    assert set(trained) == set(names) - set(hosted)
+    private = [name for name in names if name not in hosted]
+    trainings = Trainings()
+    for name in private:
+        assert entries[name][0].track == "B"
+        trainings = trainings.plus(check_trained(line, name, data.parent / "straight"))
     return Counted(
         finished=len(names),
         hosted=len(hosted),
         jobs=len(server.account.jobs),
-        private=len(trained),
-        trainings=sum(trained.values()),
+        private=len(private),
+        trainings=trainings,
         entries=sum(map(len, entries.values())),
     )

@@ -152,6 +152,17 @@ def test_a_finished_training_is_known_by_its_spec(tmp_path: Path) -> None:
     assert finished(spec, "0" * 64) is None
 
 
+def test_what_a_kill_left_half_written_goes_with_the_next_training(tmp_path: Path) -> None:
+    spec = spec_in(tmp_path / "out")
+    half = Path(spec.out_dir) / ".adapter.77.tmp"
+    half.mkdir(parents=True)
+    (half / "adapter_config.json").write_text("{")
+    spec.checkpoint_dir.mkdir()
+    (spec.checkpoint_dir / ".step-00000002.safetensors.77.123.tmp").write_bytes(b"half")
+    train(spec)
+    assert list(Path(spec.out_dir).rglob("*.tmp")) == []
+
+
 def test_a_loss_that_is_not_finite_names_step_and_remedy(tmp_path: Path) -> None:
     base = make_tiny_llama(tmp_path / "base")
     tensors = load_file(str(base / "model.safetensors"))

@@ -106,6 +106,7 @@ def begin(
     Its frozen layers are computed here. Raises TrainingError where a row does not fit the base.
     """
     training = resolve(spec.training, Path(spec.base_dir))
+    _sweep(spec)
     _check_rows(rows, backend.config)
     corpus = lay_out(rows)
     size, seed = training.batch_size or 1, training.seed
@@ -118,6 +119,14 @@ def begin(
         spec_sha256=fingerprint(spec),
     )
     return learner, corpus
+
+
+def _sweep(spec: TrainSpec) -> None:
+    """Remove what a kill left half-written; who trains holds the folder's lock, so nobody is writing it."""
+    for checkpoint in spec.checkpoint_dir.glob(".step-*.tmp"):
+        checkpoint.unlink()
+    for folder in Path(spec.out_dir).glob(".adapter.*.tmp"):
+        shutil.rmtree(folder)
 
 
 def _end(
