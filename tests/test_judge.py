@@ -264,3 +264,9 @@ def test_a_stored_report_keeps_the_judge(tmp_path: Path, host: ToldOllama) -> No
     report, _ = rescore(desk.runner(), "small", 2)
     assert isinstance(report, EvalReport)
     assert (report.judge, report.new.recall) == (IDENTITY, 1.0)
+
+
+def test_a_blank_name_is_no_judge(tmp_path: Path) -> None:
+    desk = desk_at(tmp_path, "", " ")
+    with pytest.raises(ConfigError, match=r"eval\.judge is ' '; give a model's name"):
+        load_client(desk.settings, "small")
