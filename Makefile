@@ -30,7 +30,8 @@ bench: fetch
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[bench]'
 	$(BIN)/python benchmarks/train.py --search --layers 10 30 --vary prompt rows clients
 
-# 200 kills over 40 runs of both tracks: on SQLite, then on PostgreSQL with three workers and three outages.
+# 200 kills over 40 runs of both tracks, private ones training a tiny base: on SQLite, then on PostgreSQL with
+# three workers and three outages. About nine minutes on two cores.
 soak: packages fetch
 	PYTHONPATH=. $(BIN)/python benchmarks/soak.py
 
