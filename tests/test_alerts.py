@@ -125,6 +125,19 @@ def test_of_a_run_that_never_got_on_record_nothing_is_said(tmp_path: Path, webho
     assert (heard, webhook.posts) == ([], [])
 
 
+def test_a_broken_record_of_another_run_silences_no_alert(tmp_path: Path, webhook: Webhook) -> None:
+    desk = desk_with(tmp_path, webhook.address)
+    job = desk.runner().submit("small", 2)
+    for path in desk.client.glob("runs/*/alerts.jsonl"):
+        path.unlink()
+    (other,) = (path for path in desk.client.glob("runs/*/run.json") if path.parent.name != job.run_id)
+    other.write_text("{")
+    heard: list[str] = []
+    alerts = Alerts(desk.settings, lambda: datetime.now(UTC), notice=heard.append)
+    alerts.run_ended(desk.runner().engine, job.run_id)
+    assert ([post["title"] for post in webhook.posts], heard) == (["small v2 refused"] * 2, [])
+
+
 def test_each_alert_goes_out_once_per_run_and_cause(tmp_path: Path, webhook: Webhook) -> None:
     desk = desk_with(tmp_path, webhook.address)
     desk.track.cost_usd = 20.0

@@ -122,9 +122,8 @@ class Alerts:
         """
         name = RUN_ID.fullmatch(run_id)
         with self._unbroken():
-            for state in engine.runs(name[1]) if name else ():
-                if state.run.run_id == run_id:
-                    self._of_run(engine, state.run)
+            if name and (self._settings.data_dir / name[1] / "runs" / run_id / "run.json").is_file():
+                self._of_run(engine, engine.find(run_id).run)
 
     def heard(self, engine: Engine, event: Event) -> None:
         """The same for who hears the events of many runs (`fine-tune worker`)."""

@@ -21,6 +21,7 @@ from fine_tune_runner.types import RegistryEntry, VersionKey
 from fine_tune_runner.workflow.engine import RunState, Waiting
 
 Kind = Literal["model gone", "not registered", "stale workflow", "not queued", "nobody trains"]
+POLL_S = 1.0
 LET_GO_S = 30.0  # within which a worker that lives lets go of a run that was cancelled
 
 
@@ -95,6 +96,8 @@ def mend(runner: FineTuneRunner, found: Disagreement) -> None:
 
 def _move(runner: FineTuneRunner, run_id: str) -> None:
     """Take a run off the host that it waits for, and leave it to the workers; what it did is kept."""
+    if all(run_id != waiting.run_id for waiting in runner.engine.stranded()):
+        return  # a worker came to that host since
     runner.engine.cancel(run_id)
     deadline = time.monotonic() + LET_GO_S
     while any(one.run_id == run_id for one in runner.engine.live()):
@@ -102,7 +105,7 @@ def _move(runner: FineTuneRunner, run_id: str) -> None:
             raise RunError(
                 f"run {run_id} was cancelled, but a worker still holds it; later: fine-tune resume {run_id}"
             )
-        time.sleep(0.1)
+        time.sleep(POLL_S)
     runner.leave(runner.engine.find(run_id).run)
 
 

@@ -84,3 +84,4 @@ def test_what_is_erased_is_erased_in_both(tmp_path: Path, url: str) -> None:
     once(ledger, Outside())
     ledger.erase(lambda run_id: True)
     assert (ledger.effects(), Ledger(tmp_path, time).effects()) == ([], [])
+    assert list((tmp_path / ".fine-tune" / "locks").glob("*")) == []

@@ -184,7 +184,8 @@ class Ledger:
                 rows = execute("SELECT run_id FROM effects UNION SELECT run_id FROM closed")
                 for run_id in (row["run_id"] for row in rows if mine(row["run_id"])):
                     _delete(execute, run_id)
-        self._book.forget(mine)
+        for kept in filter(None, (self._book, self._before)):
+            kept.forget(mine)
 
     def effects(self, run_id: str | None = None) -> list[Effect]:
         """Every effect on record, or those of one run, oldest first."""
