@@ -167,6 +167,7 @@ def resume_command(run_id: str, log: Log | None, poll_s: float | None, yes: bool
     """Go on with a run where it stopped.
 
     A run whose folder was lost is begun again under its own name, and finds the job that it paid for.
+    With OTEL_EXPORTER_OTLP_ENDPOINT it sends spans as `fine-tune worker` does.
 
     \b
     Examples:
