@@ -102,6 +102,25 @@ def test_a_second_signal_ends_a_process_that_does_runs_at_once() -> None:
     assert (child.returncode, "goes on with the next worker" in out) == (130, True)
 
 
+def test_a_signal_is_heard_also_where_it_ended_the_reader_of_the_output() -> None:
+    code = (
+        "from fine_tune_runner.cli.background import stop_event\n"
+        "told = stop_event()\nprint('up', flush=True)\ntold.wait()\nprint('told', flush=True)\n"
+        "import time\ntime.sleep(600)"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert child.stdout is not None and child.stderr is not None
+    child.stderr.close()
+    assert child.stdout.readline() == "up\n"
+    child.send_signal(signal.SIGINT)
+    assert child.stdout.readline() == "told\n"
+    child.send_signal(signal.SIGINT)
+    child.stdout.close()
+    assert child.wait(60) == 130
+
+
 def test_only_failed_runs_are_retried_and_only_waiting_ones_approved(place: Workplace, run_id: str) -> None:
     for command, word in (("retry", "not failed"), ("approve", "does not wait for a yes")):
         refused = place.run(command, run_id)

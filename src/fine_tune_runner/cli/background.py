@@ -72,12 +72,14 @@ def stop_event() -> threading.Event:
     told = threading.Event()
 
     def hear(_number: int, _frame: object) -> None:
-        # Written past the buffers, in whose middle a signal may have come.
+        # Written past the buffers, in whose middle a signal may have come; the same one may end the reader.
         if told.is_set():
-            os.write(2, b"Ended at once; what was under way goes on with the next worker\n")
+            with contextlib.suppress(OSError):
+                os.write(2, b"Ended at once; what was under way goes on with the next worker\n")
             os._exit(Interrupted.exit_code)
         told.set()
-        os.write(2, b"Stopping; what is under way stops where it can go on later. Again: at once\n")
+        with contextlib.suppress(OSError):
+            os.write(2, b"Stopping; what is under way stops where it can go on later. Again: at once\n")
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, hear)
