@@ -18,12 +18,13 @@ from fine_tune_runner.private.judge import ROOM, OllamaJudge, judge_at_host
 from fine_tune_runner.private.ollama import Ollama
 from fine_tune_runner.rescore import rescore
 from fine_tune_runner.settings import load_client, load_settings
-from fine_tune_runner.types import EvalReport, Message
+from fine_tune_runner.types import EvalReport, Message, Request
 from tests.contract.told_ollama import DIGEST, Body, ToldOllama, told_ollama
 from tests.small_client import CAUSES
 from tests.test_review import asked, decide, right_but_vague_at, vague
 from tests.test_runner import Desk, wrong
 
+WANTED = Request(client_id="small", version=1)
 IDENTITY = f"reader:8b@{DIGEST[:12]}"
 
 
@@ -231,6 +232,14 @@ def test_a_judge_without_a_host_is_a_fault_of_the_settings(tmp_path: Path) -> No
         judge_at_host(desk.settings, client),
     ):
         pass
+
+
+def test_without_a_host_for_the_judge_nothing_begins(tmp_path: Path) -> None:
+    desk = desk_at(tmp_path, "")
+    for begin in (lambda: desk.runner().submit("small", 1), lambda: desk.runner().preview(WANTED)):
+        with pytest.raises(ConfigError, match=r"eval\.judge is reader:8b, and OLLAMA_HOST is not set"):
+            begin()
+    assert (desk.track.trained, list(desk.client.glob("runs/*"))) == ([], [])
 
 
 def test_a_model_that_the_host_lacks_is_named_with_the_command_that_gets_it(

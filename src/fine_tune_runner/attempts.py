@@ -15,7 +15,7 @@ from fine_tune_runner.policy.track import choose_track
 from fine_tune_runner.ports import TrackPort
 from fine_tune_runner.registry import edits
 from fine_tune_runner.registry.store import Registry
-from fine_tune_runner.settings import Client, Settings, load_client
+from fine_tune_runner.settings import Client, Settings, check_judge, load_client
 from fine_tune_runner.types import Clock, Dataset, Request, Run, Track, TrackChoice, VersionKey
 from fine_tune_runner.workflow.engine import RUN_ID, Engine, RunState
 
@@ -42,6 +42,7 @@ class Attempts:
     def plan(self, request: Request) -> tuple[Client, Dataset, TrackChoice]:
         """Client, data set and track choice of a request, checked, nothing begun."""
         client = load_client(self._settings, request.client_id)
+        check_judge(self._settings, client)  # else `evaluate` says it, when all is trained and paid for
         if client.config.is_sensitive and request.track == "A":
             choose_track(client, request.track, request.purpose, 0)  # refused before a row is read
         dataset = read.load(client, request.version)

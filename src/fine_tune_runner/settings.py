@@ -396,6 +396,16 @@ def check_eval(path: Path, evaluation: EvalConfig) -> None:
     _refuse(path, "eval", evaluation, rules)
 
 
+def check_judge(settings: Settings, client: Client) -> None:
+    """Raise ConfigError where `eval.judge` of config.json names a model and there is no host to ask it at."""
+    judge = client.config.eval.judge
+    if judge is not None and not settings.ollama_host:
+        raise ConfigError(
+            f"{client.dir / 'config.json'}: eval.judge is {judge}, and OLLAMA_HOST is not set; set it to the "
+            "host that has the model, or take eval.judge out"
+        )
+
+
 def _refuse(path: Path, section: str, config: object, rules: Iterable[tuple[str, bool, str]]) -> None:
     wrong = [
         f"{path}: {section}.{name} is {getattr(config, name)!r}; give {rule}"

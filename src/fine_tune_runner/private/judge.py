@@ -12,11 +12,11 @@ from contextlib import contextmanager
 import msgspec
 
 from fine_tune_runner.decoding import threadsafe
-from fine_tune_runner.errors import ConfigError, ProviderError
+from fine_tune_runner.errors import ProviderError
 from fine_tune_runner.policy.egress import policy_of
 from fine_tune_runner.private.ollama import Ollama, full_name
 from fine_tune_runner.private.tunnel import way_to
-from fine_tune_runner.settings import Client, Settings
+from fine_tune_runner.settings import Client, Settings, check_judge
 from fine_tune_runner.types import Message
 
 MOST_TOKENS = 1024  # of a reply: some models think before they answer
@@ -68,12 +68,8 @@ def judge_at_host(settings: Settings, client: Client) -> Iterator[OllamaJudge]:
     Raises ConfigError without a host, PolicyError for one that the client's policy forbids, ProviderError
     where it does not answer or lacks the model.
     """
-    model, host = full_name(client.config.eval.judge or ""), settings.ollama_host
-    if not host:
-        raise ConfigError(
-            f"{client.dir / 'config.json'}: eval.judge is {model}, and OLLAMA_HOST is not set; set it to the "
-            "host that has the model, or take eval.judge out"
-        )
+    check_judge(settings, client)
+    model, host = full_name(client.config.eval.judge or ""), settings.ollama_host or ""
     with (
         way_to(host, policy_of(settings, client)) as (url, transport),
         Ollama(url, transport=transport, headers=settings.ollama_headers) as ollama,
