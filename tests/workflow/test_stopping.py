@@ -43,3 +43,14 @@ def test_a_second_ctrl_c_ends_at_once_and_the_run_goes_on_where_it_was(tmp_path:
     assert durable.events(run_id)[-1].event == "run interrupted"
     durable.resume(run_id)
     assert ran(tmp_path) == [f"{run_id} {name}" for name in ("load", "train", "train", "score", "promote")]
+
+
+def test_ctrl_c_is_on_record_also_where_it_ended_the_reader_of_the_output(tmp_path: Path) -> None:
+    run_id = a_run().run_id
+    child = start(tmp_path, "slow")
+    wait_until(lambda: f"{run_id} train" in ran(tmp_path), child)
+    assert child.stdout is not None
+    child.stdout.close()
+    child.send_signal(signal.SIGINT)
+    child.wait(60)
+    assert engine(tmp_path, Steps(tmp_path)).events(run_id)[-1].event == "run interrupted"

@@ -5,6 +5,7 @@ Looks on through the record and the engine's database, whichever process does th
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -71,12 +72,13 @@ class Awaited:
             self.begin(run)
 
     def interrupt(self) -> None:
-        """Put on record that somebody stopped those that are left."""
-        self._hear()
+        """Put on record that somebody stopped those that are left; told last, for no reader may be left."""
         for run_id, (run, _) in self._left.items():
             self._record.open(run).emit("run interrupted")
             self.stopped[run_id] = interrupted(run_id)
         self._left.clear()
+        with contextlib.suppress(OSError):
+            self._hear()
 
     def _error(self, run: Run, how: dict[str, Any]) -> RunnerError:
         """What stopped a run; its words are in the run's folder, the database has none."""

@@ -247,7 +247,8 @@ class Durable:
                     awaited.look()
         except KeyboardInterrupt:
             try:
-                self.notice("stopping where it can go on; Ctrl-C again ends at once")
+                with contextlib.suppress(OSError):  # Ctrl-C also ends who reads our output
+                    self.notice("stopping where it can go on; Ctrl-C again ends at once")
                 executor.stop()
             except KeyboardInterrupt:
                 executor.stop(wait_s=0.0)
