@@ -5,7 +5,10 @@ from __future__ import annotations
 import gc
 import signal
 import threading
+from collections.abc import Sequence
 from pathlib import Path
+
+import pytest
 
 from tests.workflow.engine_world import Steps, a_run, engine, made, ran, start, wait_until
 
@@ -54,3 +57,23 @@ def test_ctrl_c_is_on_record_also_where_it_ended_the_reader_of_the_output(tmp_pa
     child.send_signal(signal.SIGINT)
     child.wait(60)
     assert engine(tmp_path, Steps(tmp_path)).events(run_id)[-1].event == "run interrupted"
+
+
+@pytest.mark.parametrize(
+    ("words", "goes_on"),
+    [
+        (("step started", "train checkpoint"), True),
+        (("step started", "run interrupted", "train checkpoint"), False),
+        (("run interrupted", "run queued", "placed"), True),
+        (("run interrupted", "step started", "step done"), True),
+    ],
+)
+def test_what_a_step_says_behind_a_ctrl_c_does_not_set_its_run_going(
+    tmp_path: Path, words: Sequence[str], goes_on: bool
+) -> None:
+    durable = engine(tmp_path, Steps(tmp_path))
+    durable.record.begin(a_run())
+    for word in words:
+        durable.record.open(a_run()).emit(word)
+    with durable.database() as database, durable.engine(database) as executor:
+        assert executor.wanted(a_run().run_id) is goes_on

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 SWEEP_S = 2.0
 TAKING_S = 10.0  # how long a look at a queue may take that is under way when its process stops
+TURNS = ("run queued", "step started", "run interrupted")  # events that tell whether a run goes on by itself
 Outcome = dict[str, Any]  # {"state": "done" | the state of the run, "code"}: no text, which may be a client's
 
 
@@ -132,7 +133,9 @@ class Executor:
             events = self._record.events(run_id)
         except RunError:
             return False
-        return not events or events[-1].event != "run interrupted"
+        # After a second Ctrl-C a step may have said something behind it.
+        turns = [event.event for event in events if event.event in TURNS]
+        return not turns or turns[-1] != "run interrupted"
 
     def active(self) -> set[str]:
         """The workflows that this process is doing."""
