@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import _thread
 import json
 import threading
 from pathlib import Path
 
+import pytest
+
+from fine_tune_runner.errors import Interrupted
+from fine_tune_runner.types import RunContext
 from fine_tune_runner.workflow.durable import Durable
 from fine_tune_runner.workflow.engine import Event
 from tests.observe.collector import collecting
 from tests.small_client import Workplace
-from tests.workflow.engine_world import Steps, a_run, clock, ran, start, wait_until
+from tests.workflow.engine_world import Steps, a_run, clock, ran, slowly, start, wait_until
 
 
 def test_a_submit_writes_log_lines_and_sends_spans_as_a_worker_does(place: Workplace) -> None:
@@ -43,3 +48,16 @@ def test_what_another_process_does_is_left_to_it_to_report(tmp_path: Path) -> No
     thread.join(60)
     done = [[event.data["step"] for event in told if event.event == "step done"] for told in (heard, seen)]
     assert done == [["load", "train", "score", "promote"], ["train", "score", "promote"]]
+
+
+def test_ctrl_c_is_reported_by_the_process_that_did_the_run(tmp_path: Path) -> None:
+    seen: list[Event] = []
+
+    def pressed(context: RunContext) -> None:
+        _thread.interrupt_main()
+        slowly(context)
+
+    durable = Durable(tmp_path, Steps(tmp_path, train=pressed).plan, clock, observe=seen.append)
+    with pytest.raises(Interrupted):
+        durable.run(a_run())
+    assert [event.event for event in seen][-1] == "run interrupted"

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 
 class Awaited:
-    """The runs of one command; `enqueue` sets one going and gives the id of its workflow."""
+    """The runs of one command; `enqueue` sets one going and gives the id of its workflow.
+
+    `observe` hears what is put on record here, by nobody's step.
+    """
 
     def __init__(
         self,
@@ -29,9 +32,10 @@ class Awaited:
         enqueue: Callable[[Run], str],
         listener: Callable[[Event], None],
         again: Again,
+        observe: Callable[[Event], None],
     ) -> None:
         self._record, self._database, self._enqueue = record, database, enqueue
-        self._listener, self._again = listener, again
+        self._listener, self._again, self._observe = listener, again, observe
         self._left: dict[str, tuple[Run, str]] = {}
         self._tails: dict[str, Tail] = {}
         self.stopped: dict[str, RunnerError] = {}
@@ -73,10 +77,14 @@ class Awaited:
 
     def interrupt(self) -> None:
         """Put on record that somebody stopped those that are left; told last, for no reader may be left."""
+        said: list[Event] = []
         for run_id, (run, _) in self._left.items():
-            self._record.open(run).emit("run interrupted")
+            self._record.open(run, listener=said.append).emit("run interrupted")
             self.stopped[run_id] = interrupted(run_id)
         self._left.clear()
+        with contextlib.suppress(OSError):
+            for event in said:
+                self._observe(event)
         with contextlib.suppress(OSError):
             self._hear()
 

@@ -93,7 +93,7 @@ class Durable:
         """Run what is left of runs and wait for them, in this process or in the one that has the engine."""
         with self.database() as database:
             enqueue = functools.partial(self._enqueue, database, priority=FOREGROUND)
-            awaited = Awaited(self.record, database, enqueue, self._listener, again)
+            awaited = Awaited(self.record, database, enqueue, self._listener, again, self._observe)
             for run in runs:
                 awaited.begin(run)
             self._wait(database, awaited)
