@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from fine_tune_runner.types import RunContext
 from tests.workflow.engine_world import Steps, a_run, engine, made, ran, start, wait_until
 
 
@@ -46,6 +47,36 @@ def test_a_second_ctrl_c_ends_at_once_and_the_run_goes_on_where_it_was(tmp_path:
     assert durable.events(run_id)[-1].event == "run interrupted"
     durable.resume(run_id)
     assert ran(tmp_path) == [f"{run_id} {name}" for name in ("load", "train", "train", "score", "promote")]
+
+
+def test_who_starts_again_trains_only_after_what_it_gave_up_has_ended(tmp_path: Path) -> None:
+    may_end, ended = threading.Event(), threading.Event()
+    first, second = a_run(), a_run("rtt")
+    seen: list[bool] = []
+
+    def train(context: RunContext) -> None:
+        """The first one hears nothing."""
+        if context.run.run_id == first.run_id:
+            may_end.wait(60)
+            ended.set()
+            context.check_cancelled()
+        else:
+            seen.append(ended.is_set())
+
+    durable = engine(tmp_path, Steps(tmp_path, train=train))
+    with durable.database() as database:
+        durable.enqueue(first)
+        with durable.engine(database) as executor:
+            wait_until(lambda: f"{first.run_id} train" in ran(tmp_path))
+            executor.give_up()
+        durable.enqueue(second)
+        with durable.engine(database) as executor:
+            leg = f"{second.run_id}~"
+            wait_until(lambda: any(name.startswith(leg) for name in executor.active()))
+            may_end.wait(1.0)  # time enough to do it wrong
+            may_end.set()
+            wait_until(lambda: durable.find(second.run_id).state == "finished")
+    assert seen == [True]
 
 
 def test_ctrl_c_is_on_record_also_where_it_ended_the_reader_of_the_output(tmp_path: Path) -> None:

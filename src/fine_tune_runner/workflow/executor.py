@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 SWEEP_S = 2.0
 TAKING_S = 10.0  # how long a look at a queue may take that is under way when its process stops
 TURNS = ("run queued", "step started", "run interrupted")  # events that tell whether a run goes on by itself
+# With a label there are two queues of training, and one GPU; what was given up here may still be on it.
+TRAINING = threading.Lock()
 Outcome = dict[str, Any]  # {"state": "done" | the state of the run, "code"}: no text, which may be a client's
 
 
@@ -82,7 +84,6 @@ class Executor:
         # Never that of an earlier process: at its start DBOS takes up whatever bears its executor's id.
         self.id = f"{database.here}-{os.getpid()}-{time.time_ns():x}"
         self.bugs: dict[str, BaseException] = {}
-        self._training = threading.Lock()  # with a label there are two queues of training, and one GPU
         self._active: set[str] = set()
         self._dropped: set[str] = set()
         self._swept = 0.0
@@ -354,12 +355,12 @@ class Executor:
     @contextlib.contextmanager
     def _turn(self, context: StepContext) -> Iterator[None]:
         """One training at a time in this process, whichever queue it came from."""
-        while not self._training.acquire(timeout=1.0):
+        while not TRAINING.acquire(timeout=1.0):
             context.check_cancelled()
         try:
             yield
         finally:
-            self._training.release()
+            TRAINING.release()
 
     def _admit(self, step: Step, queue: str | None) -> None:
         """PolicyError where this worker may not do a step, whatever queue brought it here."""
