@@ -201,7 +201,7 @@ def older_engine() -> None:
 
 def main(folder: Path, what: str, client: str = "hre") -> None:
     """`slow`: a run whose training lasts a minute; `die`: one that ends the process in mid-training."""
-    trains = {"work": briefly, "work-slow": slowly, "work-awhile": awhile}
+    trains = {"work": briefly, "work-slow": slowly, "work-awhile": awhile, "work-stubborn": stubbornly}
     if what in trains:
         work(folder, Steps(folder, train=trains[what]), client)
         return

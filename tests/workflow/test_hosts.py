@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -106,6 +107,24 @@ def test_only_hosts_with_a_worker_that_lives_are_offered_training(tmp_path: Path
             assert database.trainers(None) == ["train@barn", "train@mill"]
             assert database.trainers("private") == []
         assert database.trainers(None) == []
+
+
+def test_a_worker_that_stops_is_offered_no_training_while_its_step_ends(
+    tmp_path: Path, postgres: Cluster
+) -> None:
+    durable = engine(tmp_path, Steps(tmp_path), url=postgres.url)
+    durable.enqueue(a_run())
+    worker = start(tmp_path, "work-stubborn", postgres.url)
+    try:
+        with at(tmp_path, postgres.url, "home") as database:
+            wait_until(lambda: f"{RUN} train" in ran(tmp_path), worker)
+            assert len(database.trainers(None)) == 1
+            worker.send_signal(signal.SIGINT)
+            wait_until(lambda: database.trainers(None) == [], worker)
+    finally:
+        worker.kill()
+        worker.communicate()
+    durable.drop(RUN)
 
 
 def test_without_a_trainer_a_run_waits_for_the_first_that_comes(tmp_path: Path, postgres: Cluster) -> None:

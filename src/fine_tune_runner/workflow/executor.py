@@ -161,6 +161,8 @@ class Executor:
         """Ask every step to end where it can go on later, wait for them, and leave the workflows alone."""
         left_s = 0.0 if self._stopping.is_set() else wait_s  # nobody is waited for twice
         self._stopping.set()
+        if self._lease is not None:
+            self._lease.close_queues()
         self._take_no_more(min(TAKING_S, left_s))
         deadline = time.monotonic() + left_s
         for thread in list(self._threads):

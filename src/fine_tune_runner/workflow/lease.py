@@ -47,18 +47,23 @@ class Lease:
         self._wanted = wanted
         self._active = active
         self._patience = patience
+        self._shared: Collection[str] = ()  # the queues that the session has a share of
         self._ended = threading.Event()
         self._missing: dict[str, float] = {}
         self._thread = threading.Thread(target=self._beat, daemon=True)
 
     def start(self, queues: Collection[str]) -> None:
         """Take the lock and a share of each queue's; nothing of this executor may be dequeued before."""
-        self._queues = queues
+        self._queues: Collection[str] = queues
         try:
             self._session = self._connect()
         except psycopg.Error as error:
             raise RunError(f"PostgreSQL: {str(error).strip().splitlines()[0]}") from None
         self._thread.start()
+
+    def close_queues(self) -> None:
+        """Let the queues go with the next beat, in whose thread the session is: this worker takes no more."""
+        self._queues = ()
 
     def stop(self) -> None:
         """Let the lock go."""
@@ -74,8 +79,10 @@ class Lease:
         if row is None or not row[0]:
             session.close()
             raise psycopg.OperationalError("the lock of this executor is not free yet")
-        for queue in self._queues:  # nobody holds one alone, so none is waited for
+        queues = self._queues  # `close_queues` may come meanwhile
+        for queue in queues:  # nobody holds one alone, so none is waited for
             session.execute("SELECT pg_advisory_lock_shared(%s)", (served_key(queue),))
+        self._shared = queues
         return session
 
     def _beat(self) -> None:
@@ -90,6 +97,7 @@ class Lease:
                     if self._session.execute(TAKEN, (list(self._active()), self._executor_id)).fetchone():
                         self._lost()
                         return
+                self._leave_closed()
                 self._reap()
             except (psycopg.Error, RunError) as error:
                 with contextlib.suppress(psycopg.Error):
@@ -99,6 +107,13 @@ class Lease:
                     self._notice(
                         f"PostgreSQL does not answer ({str(error).strip().splitlines()[0]}); trying on"
                     )
+
+    def _leave_closed(self) -> None:
+        """Give back the shares of queues that were closed since they were taken."""
+        if not self._queues:
+            for queue in self._shared:
+                self._session.execute("SELECT pg_advisory_unlock_shared(%s)", (served_key(queue),))
+            self._shared = ()
 
     def _reap(self) -> None:
         """Put back the work of executors that are gone for longer than the grace; one reaper at a time."""
