@@ -111,6 +111,27 @@ def test_an_undecided_word_is_kept_so_that_it_is_not_asked_again(tmp_path: Path)
     assert counts(tmp_path, "told") == [("told", None)] * 3
 
 
+@pytest.mark.parametrize("spoken", [[None], ["a", "a", "a", None]], ids=["first order", "second order"])
+def test_what_is_no_readable_choice_is_not_kept_and_is_asked_again_next_time(
+    tmp_path: Path, spoken: list[str | None]
+) -> None:
+    rest = iter(spoken)
+    judge = Told(lambda asked: next(rest, "a"))
+    one = reader(tmp_path, judge)
+    read = one.read(HOLDOUT, ANSWERS)
+    assert counts(tmp_path, "told") == [("told", True)] * 2
+    assert one.warning == (
+        "judge told could not read 1 answers, which stay unresolved: gave no readable choice"
+    )
+    before = judge.calls
+    one.read(read, ANSWERS)
+    assert judge.calls == before  # it would say the same again
+    again = reader(tmp_path, judge)
+    again.read(read, ANSWERS)
+    assert (judge.calls, again.warning) == (before + 2, None)
+    assert counts(tmp_path, "told") == [("told", True)] * 3
+
+
 def test_a_reading_that_is_broken_off_keeps_what_was_decided(tmp_path: Path) -> None:
     def stop(name: str, done: int, total: int) -> None:
         if done == 5:

@@ -22,6 +22,7 @@ from fine_tune_runner.ports import Judge, OpenJudge
 from fine_tune_runner.types import Clock, Message
 
 RETRIES = 1
+NO_CHOICE = "gave no readable choice"
 Key = tuple[str, str]  # hash of the question, hash of the answer
 OnRead = Callable[[str, int, int], None]  # (judge, calls so far, calls in all)
 
@@ -67,7 +68,8 @@ def orders(taxonomy: Taxonomy) -> tuple[tuple[Cause, ...], tuple[Cause, ...]]:
 class Reader:
     """One judge through one evaluation; `fault` is why it could not be asked, if so, and `unread` what for.
 
-    After a fault it is asked no more, so that an evaluation does not wait for each answer.
+    After a fault it is asked no more, so that an evaluation does not wait for each answer. An answer to which
+    it said nothing that can be read is unread too, and is asked again by the next evaluation, not by this one.
     """
 
     def __init__(
@@ -88,7 +90,7 @@ class Reader:
             return None
         return (
             f"judge {self._judge.identity} could not read {len(self.unread)} answers, which stay unresolved: "
-            f"{self.fault}"
+            f"{self.fault or NO_CHOICE}"
         )
 
     def read(self, holdout: Holdout, answers: Sequence[tuple[Question, str]]) -> Holdout:
@@ -102,6 +104,7 @@ class Reader:
             for question, text in answers
             if text.strip() and holdout.decision(question.id, text) is None
         }
+        asked = {key: asked[key] for key in asked if key not in self.unread}
         found = self._asked(asked) if self.fault is None else {}
         self.unread |= asked.keys() - found.keys()
         decided = {row_id: dict(of_question) for row_id, of_question in holdout.decided.items()}
@@ -119,33 +122,32 @@ class Reader:
         try:
             for done, (key, (question, text)) in enumerate(asked.items(), 1):
                 cause = self._choose(one_way, question, text)
-                if cause is None:
+                if cause == UNDECIDED:
                     found[key] = self._kept(key, question, None)
-                else:
+                elif cause is not None:
                     first[key] = cause
                 self._on_read(self._judge.identity, done, total)
             for done, (key, cause) in enumerate(first.items(), total - len(first) + 1):
                 question, text = asked[key]
                 again = self._choose(other_way, question, text)
-                found[key] = self._kept(key, question, cause if again == cause else None)
+                if again is not None:
+                    found[key] = self._kept(key, question, cause if again == cause else None)
                 self._on_read(self._judge.identity, done, total)
         except (ProviderError, ServingError) as error:
             self.fault = str(error)
         return found
 
     def _choose(self, causes: Sequence[Cause], question: Question, text: str) -> str | None:
-        """A label; None for undecided. Raises what the last try raised."""
+        """A label or UNDECIDED; None where it said neither. Raises what the last try raised."""
         messages = judge_messages(causes, question.text, text)
         choices = [*(cause.label for cause in causes), UNDECIDED]
         for attempt in range(RETRIES + 1):
             try:
-                chosen = self._judge.choose(messages, choices)
+                return self._judge.choose(messages, choices)
             except (ProviderError, ServingError):
                 if attempt == RETRIES:
                     raise
-            else:
-                break
-        return None if chosen == UNDECIDED else chosen
+        return None
 
     def _kept(self, key: Key, question: Question, cause: str | None) -> Decided:
         decided = Decided(
