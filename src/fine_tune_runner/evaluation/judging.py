@@ -69,7 +69,7 @@ class Reader:
     """One judge through one evaluation; `fault` is why it could not be asked, if so, and `unread` what for.
 
     After a fault it is asked no more, so that an evaluation does not wait for each answer. An answer to which
-    it said nothing that can be read is unread too, and is asked again by the next evaluation, not by this one.
+    it said nothing that can be read is unread too, and is asked again by the next evaluation only.
     """
 
     def __init__(
