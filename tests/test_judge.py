@@ -261,10 +261,11 @@ def test_what_is_no_choice_of_the_list_is_none(host: ToldOllama, said: str) -> N
         assert judge.choose([Message(role="user", content="Which?")], ["a", "b"]) is None
 
 
-def test_what_would_be_cut_is_not_asked(host: ToldOllama) -> None:
+@pytest.mark.parametrize("text", ["x" * 3 * ROOM, "\N{CJK UNIFIED IDEOGRAPH-4E2D}" * ROOM])
+def test_what_would_be_cut_is_not_asked(host: ToldOllama, text: str) -> None:
     with Ollama(host.url) as ollama:
         judge = OllamaJudge(ollama, "reader:8b", DIGEST)
-        assert judge.choose([Message(role="user", content="x" * 3 * ROOM)], ["a"]) is None
+        assert judge.choose([Message(role="user", content=text)], ["a"]) is None
     assert host.bodies == []
 
 

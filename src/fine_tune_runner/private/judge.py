@@ -21,7 +21,7 @@ from fine_tune_runner.types import Message
 
 MOST_TOKENS = 1024  # of a reply: some models think before they answer
 ROOM = 4096  # tokens for question, answer and reply; the list of causes comes on top
-CHARACTERS = 3  # a token, at least, of English prose
+BYTES = 3  # of UTF-8 a token, at least: of English about four, of a Chinese character all three
 
 
 class _Chosen(msgspec.Struct):
@@ -41,8 +41,8 @@ class OllamaJudge:
 
         Ollama cuts silently what does not fit, and a cut list is another question.
         """
-        listed = sum(len(m.content) for m in messages if m.role == "system") // CHARACTERS
-        asked = sum(len(m.content) for m in messages if m.role != "system") // CHARACTERS
+        listed = sum(len(m.content.encode()) for m in messages if m.role == "system") // BYTES
+        asked = sum(len(m.content.encode()) for m in messages if m.role != "system") // BYTES
         if asked > ROOM - MOST_TOKENS:
             return None
         # The same for all answers of an evaluation: a host loads a model anew for another context.
