@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.fx.experimental import _config
-from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from fine_tune_runner.private.llama import Attend, Reaches, tree_attention
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 BLOCK = 128  # rows and keys that the kernel takes or leaves together
 MIN_HEAD_DIM = 16  # of torch's Triton kernels
@@ -37,6 +38,10 @@ def attention(
 @cache
 def compiled(backend: Any = "inductor") -> Kernel:
     """FlexAttention compiled once a process, for trees of all sizes."""
+    # Here, as one is private to torch: where it moves, trainings without a GPU must not notice.
+    from torch.fx.experimental import _config
+    from torch.nn.attention.flex_attention import flex_attention
+
     kernel: Kernel = torch.compile(flex_attention, dynamic=True, backend=backend)
 
     def attend(*args: Tensor, **options: Any) -> Tensor:
@@ -126,6 +131,8 @@ def _last(reaches: Reaches) -> list[int]:
 
 def block_mask(plan: Plan, device: torch.device) -> BlockMask:
     """Which blocks of keys each block of rows meets, from bounds alone: no square of tokens is ever made."""
+    from torch.nn.attention.flex_attention import BlockMask
+
     low, high = torch.aminmax(plan.sees.view(-1, BLOCK, 1), dim=1)
     first = torch.arange(0, len(plan.ends), BLOCK)
     end_low, end_high = torch.aminmax(plan.ends.view(-1, BLOCK), dim=1)
