@@ -20,7 +20,14 @@ from torch._higher_order_ops.flex_attention import flex_attention as reference_o
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from fine_tune_runner.private.batches import lay_out, make_tree
-from fine_tune_runner.private.flex import BLOCK, Kernel, attention, block_attention, compiled
+from fine_tune_runner.private.flex import (
+    BLOCK,
+    Kernel,
+    attention,
+    block_attention,
+    compiled,
+    tried_attention,
+)
 from fine_tune_runner.private.llama import Reaches, load_llama, tree_attention
 from fine_tune_runner.private.lora import new_adapter
 from fine_tune_runner.private.shared_prefix import Branch, losses
@@ -149,6 +156,45 @@ def test_the_cpu_keeps_to_one_call_a_span() -> None:
     reaches = TREES["one prefix"]
     own = attention(CPU, HEAD_DIM, reaches)(*heads(reaches))
     assert torch.equal(own, tree_attention(reaches)(*heads(reaches)))
+
+
+def test_a_kernel_that_fails_is_tried_once_and_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    calls = []
+
+    def fails(*_args: Tensor, **_options: object) -> Tensor:
+        calls.append(1)
+        raise RuntimeError("Triton found no compiler\nand more")
+
+    def kernel() -> Kernel:
+        return fails
+
+    for reaches in TREES.values():
+        own = tried_attention(reaches, None, CPU, kernel)(*heads(reaches))
+        assert torch.equal(own, tree_attention(reaches)(*heads(reaches)))
+    assert len(calls) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "does not run on cpu (RuntimeError: Triton found no compiler)" in said
+
+
+def test_a_kernel_that_only_fails_backward_is_not_taken(capsys: pytest.CaptureFixture[str]) -> None:
+    def kernel() -> Kernel:
+        return lambda q, *_args, **_options: q.detach()
+
+    reaches = TREES["one prefix"]
+    own = tried_attention(reaches, None, CPU, kernel)(*heads(reaches))
+    assert torch.equal(own, tree_attention(reaches)(*heads(reaches)))
+    assert "does not require grad" in capsys.readouterr().err
+
+
+def test_a_kernel_that_runs_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
+    def kernel() -> Kernel:
+        return by_blocks
+
+    reaches, qkv = TREES["one prefix"], heads(TREES["one prefix"])
+    own = tried_attention(reaches, [3], CPU, kernel)(*qkv)
+    assert torch.equal(own, block_attention(reaches, [3], CPU, by_blocks)(*qkv))
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])

@@ -6,6 +6,7 @@ Not run on a GPU yet. Axes: N tokens, M wanted rows, S padded keys, P padded row
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -31,8 +32,53 @@ def attention(
 ) -> Attend:
     """The way of `reaches` and `keep`, as llama.tree_attention takes them, that suits this device."""
     if device.type == "cuda" and head_dim >= MIN_HEAD_DIM:
-        return block_attention(reaches, keep, device, compiled())
+        return tried_attention(reaches, keep, device, compiled)
     return tree_attention(reaches, keep)
+
+
+def tried_attention(
+    reaches: Reaches, keep: Sequence[int] | None, device: torch.device, kernel: Callable[[], Kernel]
+) -> Attend:
+    """block_attention where the kernel runs here with the first call's heads, else tree_attention."""
+    chosen: list[Attend] = []  # at the first layer, for all
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if not chosen:
+            runs = _runs(kernel, device, q.dtype, q.shape[1], k.shape[1], q.shape[2])
+            chosen.append(
+                block_attention(reaches, keep, device, kernel()) if runs else tree_attention(reaches, keep)
+            )
+        return chosen[0](q, k, v)
+
+    return attend
+
+
+@cache
+def _runs(
+    kernel: Callable[[], Kernel], device: torch.device, dtype: torch.dtype, heads: int, keys: int, size: int
+) -> bool:
+    """Whether the kernel goes forward (both ways of gradients) and backward on a tree of two spans.
+
+    Once a process and layout of heads; where it does not, stderr says so in a line.
+    """
+    try:
+        attend = block_attention([(3, ()), (2, (0,))], None, device, kernel())
+        q, k, v = (torch.ones(5, n, size, device=device, dtype=dtype) for n in (heads, keys, keys))
+        with torch.no_grad():
+            attend(q, k, v)
+        with torch.enable_grad():
+            out = attend(*(x.requires_grad_() for x in (q, k, v)))
+            torch.autograd.grad(out.sum(), (q, k, v))
+        # Every value is 1, and so is every mean of them.
+        torch.testing.assert_close(out.detach(), torch.ones_like(out), rtol=0.05, atol=0.05)
+    except Exception as error:  # noqa: BLE001 - compilers raise anything, and there is another way to the same
+        line = str(error).strip().partition("\n")[0]
+        sys.stderr.write(
+            f"block-sparse attention does not run on {device} ({type(error).__name__}: {line}); "
+            "attention goes one call a span, which is slower\n"
+        )
+        return False
+    return True
 
 
 @cache
