@@ -80,8 +80,9 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
         (
             r"\b(?:may|might|could|would|should) (?:well |also |just |still |very well |easily |even )?"
             r"(?:be|have|come|stem|explain|cause|point|result|lie|look|not|indicate|suggest)\b",
-            r"\b(?:maybe|perhaps|possibly|probably|presumably|potentially|conceivably|supposedly|allegedly|hypothetically|theoretically|"
-            r"plausibl[ey]|likely|likelihood|probability|chances?\b|odds\b|apparently|seemingly|arguably)\b",
+            r"\b(?:maybe|perhaps|possibly|probably|presumably|potentially|conceivably|supposedly|"
+            r"allegedly|hypothetically|theoretically|plausibl[ey]|likely|likelihood|probability|"
+            r"chances?\b|odds\b|apparently|seemingly|arguably)\b",
             r"\b(?:seems?|appears?|looks?|sounds?|feels?|smells?) (?:to|like|as|similar|that)\b",
             r"\b(?:smell|reek|whiff|taste|hint|scent)s? of\b",
             r"\b(?:possibilit(?:y|ies)|candidates?|suspects?|suspicion|suspected|guess|hunch|hypothes[ie]s|"
