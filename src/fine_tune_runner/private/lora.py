@@ -103,9 +103,8 @@ def linear(x_NI: Tensor, weight_OI: Tensor | Packed, loras: Sequence[tuple[int, 
     """[N, out]: the frozen linear, plus low-rank updates, each for its number of rows, in order.
 
     `loras` is empty, or covers all rows. No operation adds up over the rows of two of them. In the dtype of
-    `x_NI`. The base's product is one for all, the low-rank ones come one after another: on the CPU that costs
-    about what one adapter for all rows does (8 of some 150 rows, both ways, processor ms: qkv of SmolLM2 47
-    against 39, gate and up 139 against 146, down 76 against 74), and one padded bmm more (59, 140, 92).
+    `x_NI`. The base's product is one for all, the low-rank ones come one after another; on the CPU that costs
+    no more than one padded bmm (benchmarks/RESULTS.md).
     """
     if not loras:
         return functional.linear(x_NI, dense(weight_OI))
