@@ -29,16 +29,10 @@ from tests.workflow.engine_world import (
     wait_until,
     work_until_finished,
 )
-from tests.workflow.postgres import Cluster, cluster
+from tests.workflow.postgres import Cluster
 
 RUN = a_run().run_id
 ALL = ("load", "train", "score", "promote")
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[Cluster]:
-    with cluster() as running:
-        yield running
 
 
 @contextlib.contextmanager

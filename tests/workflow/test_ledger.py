@@ -7,7 +7,7 @@ import os
 import signal
 import stat
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from multiprocessing import get_context
 from pathlib import Path
@@ -18,7 +18,7 @@ import pytest
 from fine_tune_runner.errors import DatabaseAway, PolicyError, ProviderError, RunError
 from fine_tune_runner.workflow.book import SCHEMA, lock_key, plain
 from fine_tune_runner.workflow.ledger import Busy, Found, Ledger, Unanswered, effect_key
-from tests.workflow.postgres import Cluster, cluster
+from tests.workflow.postgres import Cluster
 
 START = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 
@@ -68,12 +68,6 @@ def once(ledger: Ledger, world: Outside, run_id: str = "r1") -> str:
 @pytest.fixture
 def time() -> Time:
     return Time()
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[Cluster]:
-    with cluster() as running:
-        yield running
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from fine_tune_runner.errors import RunError
 from fine_tune_runner.workflow.ledger import Ledger
-from tests.workflow.postgres import Cluster, cluster
+from tests.workflow.postgres import Cluster
 from tests.workflow.test_ledger import Outside, Time, lose, once
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[Cluster]:
-    with cluster() as running:
-        yield running
 
 
 @pytest.fixture

@@ -5,11 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
-
-import pytest
 
 from fine_tune_runner.errors import DatabaseAway
 from fine_tune_runner.types import RunContext
@@ -26,15 +23,9 @@ from tests.workflow.engine_world import (
     wait_until,
     work_until_finished,
 )
-from tests.workflow.postgres import Cluster, cluster
+from tests.workflow.postgres import Cluster
 
 RUN = a_run().run_id
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[Cluster]:
-    with cluster() as running:
-        yield running
 
 
 def trained(folder: Path) -> list[int]:

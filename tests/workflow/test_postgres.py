@@ -12,15 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.workflow.engine_world import Steps, a_run, engine, made, ran, start
-from tests.workflow.postgres import Cluster, cluster
+from tests.workflow.postgres import Cluster
 
 STEPS = ("load", "train", "score", "promote")
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[Cluster]:
-    with cluster() as running:
-        yield running
 
 
 @pytest.fixture
