@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fine_tune_runner.errors import MissingModel, TrainingError
+from fine_tune_runner.private.activations import RmsNorm, SwiGLU, rotate
 from fine_tune_runner.private.four_bit import Packed, pack
 from fine_tune_runner.private.llama_config import LlamaConfig, read_config
 from fine_tune_runner.private.lora import Adapter, Lora, linear
@@ -114,7 +115,8 @@ def _tensors(folder: Path, device: torch.device | str, dtype: torch.dtype) -> Ca
         if key not in where:
             raise TrainingError(f"{folder}: tensor {key} is missing; the base is incomplete, fetch it anew")
         tensor: Tensor = where[key].get_tensor(key)  # type: ignore[no-untyped-call]
-        return tensor.to(device, dtype)
+        # A copy: one tensor that still lies in the mapped file keeps all of its pages in memory.
+        return tensor.to(device, dtype, copy=True)
 
     return take
 
@@ -138,19 +140,6 @@ def rotary(model: Llama, positions_N: Tensor) -> tuple[Tensor, Tensor]:
     return angles.cos().to(model.embed.dtype), angles.sin().to(model.embed.dtype)
 
 
-def rotate(x_NHD: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotate the pairs (i, i + D / 2) of each head, as Hugging Face lays them out."""
-    cos, sin = rope
-    left, right = x_NHD.chunk(2, dim=-1)
-    return torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1)
-
-
-def rms_norm(x_NE: Tensor, weight_E: Tensor, eps: float) -> Tensor:
-    """Root-mean-square norm, computed in float32 (Zhang and Sennrich 2019)."""
-    x = x_NE.float()
-    return weight_E * (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)).to(x_NE.dtype)
-
-
 @dataclass(frozen=True)
 class Kept:
     """The rows that go on after attention, ascending, and the adapters counted over those rows."""
@@ -170,18 +159,18 @@ def block(
 ) -> Tensor:
     """One layer. With `kept` only those rows go on after attention, and `attend` must return just them."""
     config, layer = model.config, model.layers[index]
-    normed = rms_norm(x_NE, layer.input_norm, config.norm_eps)
-    heads_NHD = torch.unflatten(linear(normed, layer.qkv, _of(loras, "qkv")), 1, (-1, config.head_dim))
+    input_norm, post_norm = (RmsNorm(w, config.norm_eps) for w in (layer.input_norm, layer.post_norm))
+    flat = linear(x_NE, layer.qkv, _of(loras, "qkv"), input_norm)
+    heads_NHD = torch.unflatten(flat, 1, (-1, config.head_dim))
+    heads_NHD = rotate(heads_NHD, rope, config.heads + config.kv_heads)
     # torch.split, not slices: the gradient of a slice is a whole tensor of zeros with the slice copied in.
-    unrotated, v = torch.split(heads_NHD, [config.heads + config.kv_heads, config.kv_heads], dim=1)
-    q, k = torch.split(rotate(unrotated, rope), [config.heads, config.kv_heads], dim=1)
+    q, k, v = torch.split(heads_NHD, [config.heads, config.kv_heads, config.kv_heads], dim=1)
     attended = attend(q, k, v)
     if kept is not None:
         x_NE, loras = x_NE[kept.rows], kept.loras
     x = x_NE + linear(attended, layer.o, _of(loras, "o"))
-    normed = rms_norm(x, layer.post_norm, config.norm_eps)
-    gate, up = linear(normed, layer.gate_up, _of(loras, "gate_up")).chunk(2, dim=1)
-    return x + linear(functional.silu(gate) * up, layer.down, _of(loras, "down"))
+    gate_up = linear(x, layer.gate_up, _of(loras, "gate_up"), post_norm)
+    return x + linear(gate_up, layer.down, _of(loras, "down"), SwiGLU())
 
 
 def _of(loras: Loras, group: str) -> list[tuple[int, Lora]]:
@@ -274,4 +263,4 @@ def logits(model: Llama, tokens_N: Tensor, adapter: Adapter | None = None) -> Te
     for index in range(model.config.layers):
         groups = adapter.layers.get(index, {}) if adapter else {}
         x = block(model, index, [(count, groups)], x, rope, attend)
-    return rms_norm(x, model.norm, model.config.norm_eps) @ model.head.T
+    return RmsNorm(model.norm, model.config.norm_eps).forward(x) @ model.head.T

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from fine_tune_runner.private.activations import Before
 from fine_tune_runner.private.four_bit import Packed, dense
 from fine_tune_runner.private.lora_layout import GROUPS, Shapes, check_same, names, start
 
@@ -99,18 +100,21 @@ def new_adapter(
     return adapter
 
 
-def linear(x_NI: Tensor, weight_OI: Tensor | Packed, loras: Sequence[tuple[int, Lora]]) -> Tensor:
-    """[N, out]: the frozen linear, plus low-rank updates, each for its number of rows, in order.
+def linear(
+    x_NI: Tensor,
+    weight_OI: Tensor | Packed,
+    loras: Sequence[tuple[int, Lora]],
+    before: Before | None = None,
+) -> Tensor:
+    """[N, out]: the frozen linear of what `before` makes of `x_NI`, plus low-rank updates, by rows, in order.
 
     `loras` is empty, or covers all rows. No operation adds up over the rows of two of them. In the dtype of
     `x_NI`. The base's product is one for all, the low-rank ones come one after another; on the CPU that costs
     no more than one padded bmm (benchmarks/RESULTS.md).
     """
-    if not loras:
-        return functional.linear(x_NI, dense(weight_OI))
     layout = [(rows, len(lora.b), lora.scale) for rows, lora in loras]
     tensors = [t.to(x_NI.dtype) for _, lora in loras for t in (lora.a, *lora.b)]
-    result: Tensor = _LoraLinear.apply(x_NI, weight_OI, layout, *tensors)  # type: ignore[no-untyped-call]
+    result: Tensor = _LoraLinear.apply(x_NI, weight_OI, before, layout, *tensors)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -122,26 +126,33 @@ class _LoraLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor | Packed, layout: list[tuple[int, int, float]], *tensors: Tensor
+        ctx: Any,
+        source: Tensor,
+        weight: Tensor | Packed,
+        before: Before | None,
+        layout: list[tuple[int, int, float]],
+        *tensors: Tensor,
     ) -> Tensor:
-        y = x @ dense(weight).T
+        x = source if before is None else before.forward(source)
+        y = functional.linear(x, dense(weight))
         lows = []
         for (_, _, scale), xs, ys, a, b in _by_adapter(layout, tensors, x, y):
             z = xs @ a.T
             for part, zi, bi in _parts(ys, z, b):
                 part.addmm_(zi, bi.T, alpha=scale)
             lows.append(z)
-        ctx.save_for_backward(x, *lows, *tensors)
-        ctx.weight, ctx.layout = weight, layout
+        ctx.save_for_backward(source, *lows, *tensors)
+        ctx.weight, ctx.before, ctx.layout = weight, before, layout
         return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        layout = ctx.layout
-        x, *rest = ctx.saved_tensors
+        before, layout = ctx.before, ctx.layout
+        source, *rest = ctx.saved_tensors
         lows, tensors = rest[: len(layout)], rest[len(layout) :]
         dy = grads[0]
         dx = dy @ dense(ctx.weight) if ctx.needs_input_grad[0] else None
+        x = source if before is None or not layout else before.forward(source)
         given: list[Tensor] = []
         for place, ((_, _, scale), xs, dys, a, b) in enumerate(_by_adapter(layout, tensors, x, dy)):
             z, dz, db = lows[place], torch.empty_like(lows[place]), []
@@ -153,12 +164,16 @@ class _LoraLinear(torch.autograd.Function):
             if dx is not None:
                 start = sum(rows for rows, _, _ in layout[:place])
                 dx[start : start + len(dz)].addmm_(dz, a)
-        return dx, None, None, *given
+        if dx is not None and before is not None:
+            dx = before.backward(source, dx)
+        return dx, None, None, None, *given
 
 
 def _by_adapter(layout: Any, tensors: Any, x: Tensor, y: Tensor) -> Any:
     """(its layout, its rows of x and of y, A, B matrices) of each adapter."""
     rows = [rows for rows, _, _ in layout]
+    if not rows:
+        return
     at = 0
     for own, xs, ys in zip(layout, torch.split(x, rows), torch.split(y, rows), strict=True):
         a, *b = tensors[at : at + 1 + own[1]]

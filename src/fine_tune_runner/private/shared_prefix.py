@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fine_tune_runner.private.activations import RmsNorm
 from fine_tune_runner.private.batches import HEAD_ROWS, Corpus, Tree
 from fine_tune_runner.private.flex import attention
-from fine_tune_runner.private.llama import Kept, Llama, block, rms_norm, rotary
+from fine_tune_runner.private.llama import Kept, Llama, block, rotary
 from fine_tune_runner.private.lora import Adapter
 from fine_tune_runner.private.trunk import Trunk, positions
 
@@ -46,7 +47,7 @@ def _loss(model: Llama, tree: Tree, hidden_ME: Tensor) -> Tensor:
 
 def predicting(model: Llama, branches: Sequence[Branch]) -> list[Tensor]:
     """For each branch [len(targets), E]: hidden states, after the last norm, that predict its targets."""
-    hidden = rms_norm(_top(model, branches), model.norm, model.config.norm_eps)
+    hidden = RmsNorm(model.norm, model.config.norm_eps).forward(_top(model, branches))
     rows = torch.split(hidden, [len(branch.tree.keep) for branch in branches])
     return [_spread(branch.tree, kept) for branch, kept in zip(branches, rows, strict=True)]
 
