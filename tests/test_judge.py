@@ -210,7 +210,8 @@ def test_an_order_inside_an_answer_is_passed_as_data(tmp_path: Path, host: ToldO
 
 def test_progress_is_told_while_it_reads(tmp_path: Path, host: ToldOllama) -> None:
     desk = submitted(desk_at(tmp_path, host.url))
-    told = [e.data for e in desk.events if e.event == "evaluation progress" and e.data["model"] == IDENTITY]
+    progress = [e.data for e in desk.events if e.event == "evaluation progress"]
+    told = [data for data in progress if data["model"] == f"judge {IDENTITY}"]
     assert [(d["done"], d["total"]) for d in told] == [(1, 2), (2, 2), (1, 4), (2, 4), (3, 4), (4, 4)]
 
 

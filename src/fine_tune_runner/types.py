@@ -29,9 +29,8 @@ State = Literal["queued", "waiting", "running", "finished", "failed", "cancelled
 Place = Literal["registry", "hosted", "evaluate", "train"]
 PLACES: tuple[Place, ...] = ("registry", "hosted", "evaluate", "train")
 Decision = Literal["promote", "refuse", "hold"]
-# How an answer was judged: its own `Root cause:` line; a sentence naming exactly one label; nearness (counted
-# by earlier releases only); nearer to its own reference than to those of other causes (approximate); by a
-# person; by a judge; not at all, counted as not recalled.
+# How an answer was judged: its own `Root cause:` line; a sentence naming exactly one label; nearness (earlier
+# releases); nearer to its own reference than to other causes' (approximate); a person; a judge; not at all.
 Method = Literal["line", "committed", "nearest", "contrast", "review", "judge", "unresolved"]
 Measure = Literal["recall", "contrast", "similarity"]  # by which score the gate compared
 
@@ -342,6 +341,7 @@ class EvalReport(msgspec.Struct, frozen=True, kw_only=True):
     drawn_alike: bool = True  # False: those were given under another system prompt or decoding
     answers_per_question: int = 1
     judge: str | None = None  # the model that read what no rule could, with its digest
+    decoding: Decoding | None = None  # None in reports of earlier releases
     warnings: tuple[str, ...] = ()
 
 

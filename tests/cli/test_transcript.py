@@ -45,6 +45,17 @@ def test_the_export_says_which_way_was_taken(capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().out == "  Exporting GGUF...          ✓ a/model.gguf (12.0 MB, merged, Q8_0)\n"
 
 
+def test_calls_to_a_judge_are_not_counted_as_answers(capsys: pytest.CaptureFixture[str]) -> None:
+    transcript = Transcript("HRE", live=False)
+    say(transcript, "evaluation started", 0, holdout="v1_eval.jsonl")
+    say(transcript, "evaluation progress", 20, model="v1 (B)", done=5, total=40)
+    say(transcript, "evaluation progress", 40, model="judge reader:70b", done=3, total=8)
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        "    [00:20] 5/40 answers",
+        "    [00:40] 3/8 calls to judge reader:70b",
+    ]
+
+
 def loaded(transcripts: Transcripts, client_id: str) -> None:
     transcripts(
         Event(at=BEGAN, event="loaded", run_id=RUN.format(client_id), data={"path": "p", "records": 52})

@@ -8,7 +8,7 @@ from tests.told_reports import card, report
 from fine_tune_runner.evaluation.gate import decide
 from fine_tune_runner.evaluation.report import paths, write_report
 from fine_tune_runner.evaluation.sentence import headline
-from fine_tune_runner.types import EvalReport, Verdict, VersionKey
+from fine_tune_runner.types import Decoding, EvalReport, Verdict, VersionKey
 
 BETTER = card({"q1": 1.0, "q2": 0.0, "q3": 1.0, "q4": 1.0})
 WORSE = card({"q1": 0.0, "q2": 1.0, "q3": 0.0, "q4": 0.0})
@@ -59,6 +59,30 @@ def test_the_markdown_names_lost_and_gained_questions_methods_and_hashes(tmp_pat
     text = paths(tmp_path).markdown.read_text(encoding="utf-8")
     for part in ("- Lost: 1: q2", "- Gained: 3: q1, q3, q4", "line 4", "hhhhhhhh", "q9", "0.87", "0.31"):
         assert part in text
+
+
+def test_the_provenance_says_how_answers_were_drawn_and_how_strict_it_was(tmp_path: Path) -> None:
+    drawn = Decoding(temperature=0.3, max_tokens=128, seed=7)
+    whole = msgspec.structs.replace(
+        report(BETTER, WORSE), decoding=drawn, answers_per_question=3, judge="reader (abc)"
+    )
+    write_report(tmp_path, whole, decide(whole, 0.05, strict=True))
+    text = paths(tmp_path).markdown.read_text(encoding="utf-8")
+    for part in (
+        "- answers drawn: `temperature 0.3, at most 128 tokens, seed 7, 3 a question`",
+        "- strict: `weak evidence holds`",
+        "- judge: `reader (abc)`",
+    ):
+        assert part in text
+
+
+def test_a_report_of_an_earlier_release_says_nothing_of_how_answers_were_drawn(tmp_path: Path) -> None:
+    whole = report(BETTER, WORSE)
+    write_report(tmp_path, whole, decide(whole, 0.05))
+    text = paths(tmp_path).markdown.read_text(encoding="utf-8")
+    assert "scorer fingerprint" in text
+    assert "answers drawn" not in text
+    assert "strict" not in text
 
 
 def test_the_files_hold_report_and_verdict(tmp_path: Path) -> None:

@@ -230,7 +230,8 @@ class Transcript:
         self._echo(f"  Running eval harness (holdout: {data['holdout']})...")
 
     def _evaluation_progress(self, data: Data, event: Event) -> None:
-        self._progress(event, data["done"], data["total"], f"{data['done']}/{data['total']} answers")
+        what = "answers" if not data["model"].startswith("judge ") else f"calls to {data['model']}"
+        self._progress(event, data["done"], data["total"], f"{data['done']}/{data['total']} {what}")
 
     def _evaluated(self, data: Data, _event: Event) -> None:
         self.close()

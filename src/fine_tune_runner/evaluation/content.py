@@ -243,6 +243,9 @@ def _provenance(
         ("data set", report.dataset_sha256),
         ("holdout", report.holdout_sha256),
         ("scorer fingerprint", report.fingerprint),
+        ("answers drawn", _drawn(report)),
+        ("strict", "weak evidence holds" if verdict.strict else ""),
+        ("judge", report.judge or ""),
     ]
     if proof.dataset:
         found.append(
@@ -267,6 +270,16 @@ def _provenance(
         found.append(("training settings", ", ".join(f"{k} {v}" for k, v in settings.items())))
     found.append(("report by", f"fine-tune-runner {installed('fine-tune-runner')}"))
     return [(name, value) for name, value in found if value]
+
+
+def _drawn(report: EvalReport) -> str:
+    decoding = report.decoding
+    if decoding is None:
+        return ""
+    return (
+        f"temperature {decoding.temperature:g}, at most {decoding.max_tokens} tokens, seed {decoding.seed}, "
+        f"{report.answers_per_question} a question"
+    )
 
 
 def _short(key: VersionKey) -> str:

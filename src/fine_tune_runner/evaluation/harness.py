@@ -224,6 +224,7 @@ def measure(
         drawn_alike=drawn_alike,
         answers_per_question=pair.answers,
         judge=identity,
+        decoding=decoding,
         warnings=(
             *filter(None, [reader.warning if reader else None]),
             *_edited(client, dataset, holdout, taxonomy, previous[0] if previous else None),

@@ -24,7 +24,7 @@ from fine_tune_runner.types import Clock, Message
 RETRIES = 1
 NO_CHOICE = "gave no readable choice"
 Key = tuple[str, str]  # hash of the question, hash of the answer
-OnRead = Callable[[str, int, int], None]  # (judge, calls so far, calls in all)
+OnRead = Callable[[str, int, int], None]  # ("judge" and its name, calls so far, calls in all)
 
 
 class Away:
@@ -126,13 +126,13 @@ class Reader:
                     found[key] = self._kept(key, question, None)
                 elif cause is not None:
                     first[key] = cause
-                self._on_read(self._judge.identity, done, total)
+                self._on_read(f"judge {self._judge.identity}", done, total)
             for done, (key, cause) in enumerate(first.items(), total - len(first) + 1):
                 question, text = asked[key]
                 again = self._choose(other_way, question, text)
                 if again is not None:
                     found[key] = self._kept(key, question, cause if again == cause else None)
-                self._on_read(self._judge.identity, done, total)
+                self._on_read(f"judge {self._judge.identity}", done, total)
         except (ProviderError, ServingError) as error:
             self.fault = str(error)
         return found
