@@ -165,9 +165,10 @@ def test_as_many_sit_as_memory_takes_and_always_one(world: World) -> None:
     assert fitting(seats, 0) == 1
     # 4 layers of 8 * (4 * 8 + 3 * 16) numbers and two tables of 100 * 8, 4 bytes each; logits.
     base = 16_640 + 204_800
-    # 4 + 4 * (10 - 4) tokens of 10 * 8 + 4 * 16 + 2 * 10 numbers and 8 * (8 + 16) on the way back, 4 bytes
-    # each; 2 * (14 * 8 + 4 * 16) numbers of an adapter, 16 bytes each; hidden states of 1000 tokens, 8 * 4.
-    one = 28 * 1_424 + 5_632 + 32_000
+    # 4 + 4 * (10 - 4) tokens of 5 * 8 + 2 * 8 + 2 * 16 + 7 * 2 numbers, 2 * 8 * 4 * 10 / 28 of rows' keys and
+    # values, and 8 * (8 + 16) on the way back, 1.15 * 4 bytes each; 2 * (14 * 8 + 4 * 16) numbers of an
+    # adapter, 16 bytes each; hidden states of 1000 tokens, 8 * 4.
+    one = 28 * 1_458 + 5_632 + 32_000
     assert fitting(seats, round((base + 3 * one) / 0.8) + 10) == 3
     assert fitting(seats, round((base + 3 * one) / 0.8) - 10) == 2
     assert fitting(seats, 1 << 40) == 5
