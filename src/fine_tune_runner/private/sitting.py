@@ -164,8 +164,8 @@ def _token_bytes(seat: Seat, shape: _Shape) -> int:
 
     A layer keeps two inputs, heads, attention's output twice, gate and up, low-rank results; and each row has
     keys and values of its whole length side by side. With logits and what is kept between steps, MiB, against
-    peak less loaded base: SmolLM2-135M in float32, 1,624 tokens a step, 831 for 762 (last 10 layers) and 1,984
-    for 1,990 (all). bfloat16: not measured.
+    peak less loaded base: SmolLM2-135M in float32, 1,624 tokens a step, 831 for 762 (last 10 layers) and
+    1,984 for 1,990 (all). bfloat16: not measured.
     """
     wide = shape.hidden_size
     keys = wide * (shape.num_key_value_heads or shape.num_attention_heads) // shape.num_attention_heads
