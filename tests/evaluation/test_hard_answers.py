@@ -19,11 +19,12 @@ from benchmarks.recall import Outcome, outcomes, read_rows
 DATA = Path(__file__).parent / "data"
 # Least share of right answers recognised; what is missing is left to a person, not called wrong.
 LEAST = {
-    "hard_dev.jsonl": 0.79,
-    "hard_second.jsonl": 0.73,
-    "hard_own.jsonl": 0.73,
-    "third.jsonl": 0.73,
-    "fourth.jsonl": 0.39,
+    "hard_dev.jsonl": 0.92,
+    "hard_second.jsonl": 0.82,
+    "hard_own.jsonl": 0.92,
+    "third.jsonl": 0.82,
+    "fourth.jsonl": 0.48,
+    "fifth.jsonl": 0.65,
 }
 
 

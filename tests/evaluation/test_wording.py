@@ -45,7 +45,7 @@ def test_the_fix_is_no_part_of_the_diagnosis(taxonomy: Taxonomy) -> None:
 @pytest.mark.parametrize(
     ("answer", "right"),
     [
-        ("Customers end on the hosted page and do not return, the tag has nothing to fire on.", False),
+        ("Customers end on the hosted page and do not return, the tag has nothing to fire on.", True),
         ("Customers end on the hosted page and return at once, the tag has a lot to fire on.", False),
         ("Perhaps customers end on the hosted page and do not return to order-received.", False),
         ("Do customers end on the hosted page and not return to order-received?", False),

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from fine_tune_runner.dataset.taxonomy import Taxonomy, cause_line
+from fine_tune_runner.evaluation.agreement import Agreement, agreement
 from fine_tune_runner.evaluation.clauses import TAKES_UP
 from fine_tune_runner.evaluation.holdout import Question
 from fine_tune_runner.evaluation.phrases import Phrases, fold, words_of
@@ -54,21 +55,28 @@ def committed(answer: str, question: Question, taxonomy: Taxonomy) -> Commitment
     label = question.label if question.aliases or question.label not in taxonomy.causes else None
     phrases = _phrases(_causes(taxonomy), label, question.aliases, question.denials)
     lines = _own_lines(answer)
+    unresolved = Commitment(None, "unresolved", _short(answer))
     if lines:
-        return _from_lines(lines, question, taxonomy, phrases)
+        found = _from_lines(lines, question, taxonomy, phrases)
+        prose = agreement(answer, question, taxonomy, phrases)
+        return unresolved if found.cause in question.right and prose.turned else found
     reading = read(answer, phrases, question.text, question.reference)
     told = "" if reading.affirmed else reading.asserted.get(question.label or "", "")
     turned = (
         bool(told) and str(question.label) not in told and _turned_around(told, phrases, question, taxonomy)
     )
     if turned or reading.taken_back or any(reading.last_word_is_against(label) for label in reading.affirmed):
-        return Commitment(None, "unresolved", _short(answer))
+        return unresolved
+    prose = agreement(answer, question, taxonomy, phrases)
     if reading.affirmed:
-        return _one_of(reading.affirmed, reading.rivals, question, "committed")
+        found = _one_of(reading.affirmed, reading.rivals, question, "committed")
+        return unresolved if found.cause in question.right and prose.elsewhere else found
     unresolved = Commitment(None, "unresolved", _short(" ".join(reading.commits) or answer))
     if reading.open:
         return unresolved
-    return _asserted(reading, question, taxonomy) or unresolved
+    if prose.elsewhere:
+        return unresolved
+    return _asserted(reading, question, taxonomy) or _agreed(prose, reading, question) or unresolved
 
 
 def recalled(commitment: Commitment, question: Question) -> bool:
@@ -153,6 +161,17 @@ def _asserted(reading: Reading, question: Question, taxonomy: Taxonomy) -> Commi
     if any(wording([text], question, taxonomy).covered < OVERLAPS for text in reading.unnamed):
         return None
     return Commitment(label, "committed", _short(sentence))
+
+
+def _agreed(prose: Agreement, reading: Reading, question: Question) -> Commitment | None:
+    """The question's cause, where the answer states it in its own words, names no other and ends on it."""
+    named = {*reading.asserted, *reading.rivals}
+    if question.label is None or not named <= question.right or reading.denied & question.right:
+        return None
+    later = max(reading.refused, reading.hedged, *(reading.doubts.get(label, -1) for label in question.right))
+    if not prose.enough or later >= prose.last:
+        return None
+    return Commitment(question.label, "committed", _short(prose.evidence))
 
 
 def _another(rest: list[str], question: Question, taxonomy: Taxonomy) -> bool:

@@ -84,7 +84,7 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
             r"allegedly|hypothetically|theoretically|plausibl[ey]|likely|likelihood|probability|"
             r"chances?\b|odds\b|apparently|seemingly|arguably)\b",
             r"\b(?:seems?|appears?|looks?|sounds?|feels?|smells?) (?:to|like|as|similar|that)\b",
-            r"\b(?:smell|reek|whiff|taste|hint|scent)s? of\b",
+            r"\b(?:smell|reek|whiff|taste|hint|scent)s? of\b|\b(?:speak|argue)s? for\b",
             r"\b(?:possibilit(?:y|ies)|candidates?|suspects?|suspicion|suspected|guess|hunch|hypothes[ie]s|"
             r"theory|speculat\w+)\b",
             r"\b(?:possible|potential|plausible) (?:root )?(?:causes?|reasons?|explanations?|culprits?)\b",
@@ -172,6 +172,7 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
         (
             r"^(?:on|in|at|before|until|prior to|during|for|with|back)\b[^,;:]{0,40}"
             r"\b(?:cause|problem|reason|culprit|issue) was\b",
+            r"\bthe days (?:when|of)\b",
             r"\b(?:competitors?|had the (?:very )?same|saw the same|a friend|somebody else|elsewhere)\b",
             r"\b(?:on|in) (?:staging|preview|development|the (?:sandbox|demo))\b",
             r"\b(?:last (?:time|week|month|year|spring|summer|autumn|winter|quarter)|previously|formerly|"

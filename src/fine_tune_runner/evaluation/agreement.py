@@ -1,0 +1,182 @@
+"""Does an answer state its question's cause in words of its own, and nothing against it or beside it?
+
+Two witnesses are asked: what the answer asserts, clause by clause, and what it advises to do. Reads only what
+the sentences assert (stance.py), and gives figures; which of them are enough is decided here too.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+
+from fine_tune_runner.dataset.taxonomy import Taxonomy
+from fine_tune_runner.evaluation.clauses import STATES
+from fine_tune_runner.evaluation.holdout import Question
+from fine_tune_runner.evaluation.phrases import Phrases, fold
+from fine_tune_runner.evaluation.rules import PATTERNS
+from fine_tune_runner.evaluation.sentences import sentences
+from fine_tune_runner.evaluation.stance import judge
+from fine_tune_runner.evaluation.statements import Causes, Statement, Weight, clauses, likeness
+
+ECHO_WEIGHT = 0.3  # of a word that the question says as well
+# Chosen on six sets of hard answers, each with room to the nearest wrong one (docs/evaluation.md, "Recall").
+STATED = 1.0
+NET = 2.0
+DENIED = 0.25  # share of what is asserted that may be gone against
+ADVICE = 0.3  # worth of advice beside statements
+BACKED, COVERED = 1.0, 0.3
+OTHER_ADVICE = 2.0
+TURNED = 5.0
+_LINE = re.compile(r"^root cause:[^.]*\.?\s*", re.I)
+_WANTED = re.compile(r"\b(?:needs?|must|should|ought|(?:has|have|supposed|required) to)\b", re.I)
+_COUNTED = re.compile(
+    r"\b(?:two|three|four|five|several|a few|both|many|various|different|number)\s(?:\w+ ){0,2}(?:things?|"
+    r"faults?|causes?|reasons?|explanations?|ways?|faces?|candidates?|possibilities|readings?|suspects?|possible|"
+    r"likely|options?)\b|\bthat leaves\b|\bi'd consider\b|^(?:of|among) (?:the|these)",
+    re.I,
+)
+
+
+@dataclass(slots=True)
+class Agreement:
+    """How far an answer agrees with a cause, in units of word rarity.
+
+    `asserted` and `denied` are its clause nearest to a statement of the cause, with the same parity and with
+    the other; `other` by how much a clause is nearer to another cause; `covered` the share of the reference's
+    diagnosis that asserted clauses say; `fix` and `other_fix` what its advice shares with the cause's
+    remedy, and with that of the nearest other cause; `last` the last sentence that asserts the cause.
+    """
+
+    asserted: float = 0.0
+    denied: float = 0.0
+    other: float = 0.0
+    covered: float = 0.0
+    fix: float = 0.0
+    other_fix: float = 0.0
+    last: int = -1
+    evidence: str = ""
+    against: str = ""
+    rival: str = ""
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether what is stated and what is advised are both nearer to another cause."""
+        return self.other > self.asserted and self.other_fix > self.fix + BACKED
+
+    @property
+    def turned(self) -> bool:
+        """Whether the cause is denied far more than it is stated."""
+        return self.denied > self.asserted + TURNED
+
+    @property
+    def enough(self) -> bool:
+        """Whether the cause is stated, backed by advice or reference, and not gone against."""
+        backed = self.fix >= self.other_fix + BACKED or self.covered >= COVERED
+        net = self.asserted - self.other + ADVICE * (self.fix - self.other_fix)
+        return (
+            backed
+            and self.asserted >= STATED
+            and self.denied <= DENIED * self.asserted
+            and self.other_fix <= self.fix + OTHER_ADVICE
+            and net >= NET
+        )
+
+
+def agreement(answer: str, question: Question, taxonomy: Taxonomy, phrases: Phrases) -> Agreement:
+    """Compare what an answer asserts and advises with what is known of the question's cause and of others."""
+    known = _causes(taxonomy)
+    asked = known.statement(fold(question.text)).words
+
+    def weight(word: str) -> float:
+        return known.rarity(word) * (ECHO_WEIGHT if word in asked else 1.0)
+
+    told, advised = _parts(question.reference)
+    own = [known.statement(clause) for text in told for clause in clauses(text)]
+    own += [s for label in sorted(question.right) for s in known.of.get(label, ())]
+    own += [known.statement(fold(alias)) for alias in question.aliases]
+    diagnosis = frozenset[str]().union(*(known.statement(text).words for text in told))
+    found, said, advice = Agreement(), set[str](), set[str]()
+    place = f"{question.text}\n{question.reference}".casefold()
+    for index, sentence in enumerate(sentences(answer)):
+        if PATTERNS["retract"].search(sentence.text):
+            found, said = Agreement(), set()
+        if sentence.after_fix or PATTERNS["fix_step"].search(sentence.text):
+            steps = map(known.statement, clauses(sentence.text))
+            advice |= frozenset[str]().union(*(step.words for step in steps if not step.odd))
+        elif not (
+            _LINE.match(sentence.text)
+            or sentence.text.endswith("?")
+            or _COUNTED.search(sentence.text)
+            or _list(sentence.text)
+        ):
+            for arm in judge(sentence.text, phrases, place).plain:
+                if PATTERNS["looked"].search(arm):
+                    continue
+                for clause in clauses(arm):
+                    if _WANTED.search(clause):
+                        continue
+                    said |= _add(found, clause, known, own, question.right, weight, index) & diagnosis
+    found.covered = _worth(said, weight) / (_worth(diagnosis, weight) or 1.0)
+    remedy = frozenset[str]().union(*(known.statement(text).words for text in advised))
+    remedy |= frozenset[str]().union(*(known.fixes.get(label, frozenset()) for label in question.right))
+    found.fix = _worth(advice & remedy, weight)
+    others = [fix for label, fix in known.fixes.items() if label not in question.right]
+    found.other_fix = max((_worth(advice & fix, weight) for fix in others), default=0.0)
+    return found
+
+
+def _add(
+    found: Agreement,
+    clause: str,
+    known: Causes,
+    own: list[Statement],
+    right: frozenset[str],
+    weight: Weight,
+    index: int,
+) -> frozenset[str]:
+    """Weigh one clause; gives its words where it asserts the cause rather than denies it."""
+    said = known.statement(clause)
+    if len(said.words) < 2:
+        return frozenset()
+    asserted, denied = likeness(said, own, weight)
+    other = known.nearest(said, weight, right) - max(asserted, denied)
+    if other > found.other:
+        found.other, found.rival = other, clause
+    if denied > asserted:
+        if denied > found.denied:
+            found.denied, found.against = denied, clause
+        return frozenset()
+    if asserted > found.asserted:
+        found.asserted, found.evidence = asserted, clause
+    if asserted > 1.5:
+        found.last = index
+    return said.words
+
+
+def _list(text: str) -> bool:
+    """Whether three parts or more of a sentence only name something."""
+    return sum(len(part.split()) <= 4 and not STATES.search(part) for part in clauses(text)) >= 3
+
+
+def _worth(words: Iterable[str], weight: Weight) -> float:
+    return math.fsum(map(weight, words))
+
+
+@lru_cache(maxsize=8)
+def _causes(taxonomy: Taxonomy) -> Causes:
+    return Causes(taxonomy.causes.values())
+
+
+@lru_cache(maxsize=2048)
+def _parts(reference: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(diagnosis, advice) of a reference, its `Root cause:` line left out."""
+    told: list[str] = []
+    advised: list[str] = []
+    for sentence in sentences(reference):
+        text = _LINE.sub("", sentence.text)
+        is_advice = sentence.after_fix or PATTERNS["fix_step"].search(text)
+        (advised if is_advice else told).append(text)
+    return tuple(filter(None, told)), tuple(advised)
