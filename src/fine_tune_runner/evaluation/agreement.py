@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from fine_tune_runner.dataset.taxonomy import Taxonomy
-from fine_tune_runner.evaluation.clauses import STATES
+from fine_tune_runner.evaluation.clauses import COUNTED, STATES
 from fine_tune_runner.evaluation.holdout import Question
 from fine_tune_runner.evaluation.phrases import Phrases, fold
 from fine_tune_runner.evaluation.rules import PATTERNS
@@ -31,13 +31,8 @@ BACKED, COVERED = 1.0, 0.3
 OTHER_ADVICE = 2.0
 TURNED = 5.0
 _LINE = re.compile(r"^root cause:[^.]*\.?\s*", re.I)
+_VERB = re.compile(r"^(?:fix|then|next|now|please|so|first|to)?\W*[a-z]+\b", re.I)
 _WANTED = re.compile(r"\b(?:needs?|must|should|ought|(?:has|have|supposed|required) to)\b", re.I)
-_COUNTED = re.compile(
-    r"\b(?:two|three|four|five|several|a few|both|many|various|different|number)\s(?:\w+ ){0,2}(?:things?|"
-    r"faults?|causes?|reasons?|explanations?|ways?|faces?|candidates?|possibilities|readings?|suspects?|possible|"
-    r"likely|options?)\b|\bthat leaves\b|\bi'd consider\b|^(?:of|among) (?:the|these)",
-    re.I,
-)
 
 
 @dataclass(slots=True)
@@ -104,12 +99,11 @@ def agreement(answer: str, question: Question, taxonomy: Taxonomy, phrases: Phra
         if PATTERNS["retract"].search(sentence.text):
             found, said = Agreement(), set()
         if sentence.after_fix or PATTERNS["fix_step"].search(sentence.text):
-            steps = map(known.statement, clauses(sentence.text))
-            advice |= frozenset[str]().union(*(step.words for step in steps if not step.odd))
+            advice |= _objects(sentence.text, known)
         elif not (
             _LINE.match(sentence.text)
             or sentence.text.endswith("?")
-            or _COUNTED.search(sentence.text)
+            or COUNTED.search(sentence.text)
             or _list(sentence.text)
         ):
             for arm in judge(sentence.text, phrases, place).plain:
@@ -120,7 +114,7 @@ def agreement(answer: str, question: Question, taxonomy: Taxonomy, phrases: Phra
                         continue
                     said |= _add(found, clause, known, own, question.right, weight, index) & diagnosis
     found.covered = _worth(said, weight) / (_worth(diagnosis, weight) or 1.0)
-    remedy = frozenset[str]().union(*(known.statement(text).words for text in advised))
+    remedy = frozenset[str]().union(*(_objects(text, known) for text in advised))
     remedy |= frozenset[str]().union(*(known.fixes.get(label, frozenset()) for label in question.right))
     found.fix = _worth(advice & remedy, weight)
     others = [fix for label, fix in known.fixes.items() if label not in question.right]
@@ -156,9 +150,17 @@ def _add(
     return said.words
 
 
+def _objects(advice: str, known: Causes) -> frozenset[str]:
+    """What steps that are not warned against are about: the verb, first of each, is left out."""
+    steps = [known.statement(_VERB.sub("", step)) for step in clauses(advice)]
+    return frozenset[str]().union(*(step.words for step in steps if not step.odd))
+
+
 def _list(text: str) -> bool:
-    """Whether three parts or more of a sentence only name something."""
-    return sum(len(part.split()) <= 4 and not STATES.search(part) for part in clauses(text)) >= 3
+    """Whether a sentence begins with three parts or more that only name something."""
+    parts = text.split(":")[0].split(",")
+    named = [len(part.split()) <= 4 and not STATES.search(part) for part in parts]
+    return len(named) >= 3 and all(named[:3])
 
 
 def _worth(words: Iterable[str], weight: Weight) -> float:

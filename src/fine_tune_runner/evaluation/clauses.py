@@ -54,6 +54,8 @@ DEFINES = re.compile(
     r"arises)\b",
     re.I,
 )
+# Ties what stands before it to its cause.
+EXPLAINED = re.compile(r"\bbecause\b|\b(?:due|owing) to\b|\bcaused by\b", re.I)
 # Draws the conclusion from what was said, and tells nothing else.
 CONCLUDES = re.compile(
     r"^(?:hence|thus|therefore|that(?: is|'s) (?:all|why|where|how|what|it|your)|case closed|"
@@ -67,7 +69,8 @@ AFFIRMING = re.compile(
     r"no other than|"
     r"can not be anything (?:else )?(?:but|than)|do n't doubt that|do not doubt that|no mistake,?|"
     r"(?:there is |there's )?no way (?:that )?(?:this|it|that)(?: is| was)? ?(?:n't|not)|"
-    r"if ever there was one)",
+    r"if ever there was one|(?:no|not a|rules out) (?:maybes?|guess(?:es)?)\b|not a mere \w+|"
+    r"no (?:need|reason|room) (?:to|for) (?:guess|doubt)\w*)",
     re.I,
 )
 # Says what a thing named before it is for, and doubts nothing: "nothing that would write it".
@@ -222,5 +225,12 @@ TAKES_BACK = re.compile(
     r"|[^.?!]{0,60}\b(?:speaks? against (?:it|this|that)|(?:proved?|shows?|showed|suggests?) (?:the opposite|"
     r"otherwise))\b"
     r"|not so\b|wrong (?:ticket|client|account|shop|answer)\b)",
+    re.I,
+)
+# Counts possible causes off, before or without deciding among them.
+COUNTED = re.compile(
+    r"\b(?:two|three|four|five|several|a few|both|many|various|different|number)\s(?:\w+ ){0,2}(?:things?|"
+    r"faults?|causes?|reasons?|explanations?|ways?|faces?|candidates?|possibilities|readings?|suspects?|possible|"
+    r"likely|options?)\b|\bthat leaves\b[^.;:]*(?:,|\bor\b)|^(?:of|among) (?:the|these)",
     re.I,
 )

@@ -72,11 +72,10 @@ def committed(answer: str, question: Question, taxonomy: Taxonomy) -> Commitment
         found = _one_of(reading.affirmed, reading.rivals, question, "committed")
         return unresolved if found.cause in question.right and prose.elsewhere else found
     unresolved = Commitment(None, "unresolved", _short(" ".join(reading.commits) or answer))
-    if reading.open:
-        return unresolved
     if prose.elsewhere:
         return unresolved
-    return _asserted(reading, question, taxonomy) or _agreed(prose, reading, question) or unresolved
+    plain = None if reading.open else _asserted(reading, question, taxonomy)
+    return plain or _agreed(prose, reading, question) or unresolved
 
 
 def recalled(commitment: Commitment, question: Question) -> bool:
@@ -168,7 +167,8 @@ def _agreed(prose: Agreement, reading: Reading, question: Question) -> Commitmen
     named = {*reading.asserted, *reading.rivals}
     if question.label is None or not named <= question.right or reading.denied & question.right:
         return None
-    later = max(reading.refused, reading.hedged, *(reading.doubts.get(label, -1) for label in question.right))
+    doubted = [reading.doubts.get(label, -1) for label in question.right]
+    later = max(reading.opened, reading.refused, reading.hedged, *doubted)
     if not prose.enough or later >= prose.last:
         return None
     return Commitment(question.label, "committed", _short(prose.evidence))

@@ -160,6 +160,7 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
             r"\b(?:resembl\w+|similar to|reminiscent|remind\w*|confus\w+|mistak\w+|mimic\w*|easily taken|"
             r"distinguish\w*|differs? from|compared? (?:to|with)|tempting|obvious suspect|easy to)\b",
             r"\b(?:for (?:example|instance)|such as|e\.g\.)",
+            r"\bthe usual\b",
             r"^(?:what (?:is |was )?(?:i |we )?)?(?:checked|fine|ok|okay|healthy|excluded|ruled out|"
             r"in order|passed|"
             r"working|innocent|dismissed|eliminated|considered|rejected|tested|looked at|not the \w+|"
@@ -356,10 +357,11 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
             r"^(?!if\b|had\b|were\b)[^;]*\b(?:i'd|we'd) (?:first )?(?:need|like to|want|check|look|"
             r"test|start)\b",
             r"\b(?:please send|send me|tell me|let me know|get back to me|could you)\b",
+            r"\b(?:needs?|needed|without)\b[^.;]{0,40}\b(?:to|before) (?:decide|tell|say|judge|know)\b",
             r"\b(?:at a loss|still searching|still looking|no idea)\b",
             r"\b(?:cause|reason|origin|verdict|diagnosis)\b[^,;.]{0,20}\b(?:unknown|unclear|open|undecided|"
             r"not (?:yet )?(?:known|clear|certain))\b",
-            r"\b\d+ ?%? (?:%|percent) on\b",
+            r"(?<!by )\b\d+ ?%? (?:%|percent) on\b(?! the)",
         ),
     ),
     (

@@ -23,11 +23,13 @@ from fine_tune_runner.evaluation.clauses import (
     CONCLUDES,
     CONFIRMS,
     CONSEQUENCE,
+    COUNTED,
     DEFINES,
     DENIED_COMMIT,
     DISCARDS,
     DISMISSES,
     ENDS_AT_COMMA,
+    EXPLAINED,
     FRAME,
     MEMBERS,
     MODAL,
@@ -70,9 +72,9 @@ class Reading:
     """What one sentence, or all so far, say of each label.
 
     `said` and `against` hold where (sentence number) a label was last affirmed or asserted, and where it was
-    last denied; `refused` and `hedged` where anything was refused or hedged last. `plain` are the arms of a
-    sentence that assert anything, `rest` those after the last name, `unnamed` the sentences that commit
-    outright to what no label names.
+    last denied; `opened`, `refused` and `hedged` where anything was left open, refused or hedged.
+    `plain` are the arms of a sentence that assert anything, `rest` those after the last name, `unnamed` the
+    sentences that commit outright to what no label names.
     """
 
     affirmed: dict[str, str] = field(default_factory=dict)
@@ -93,6 +95,7 @@ class Reading:
     withdrawn: bool = False
     taken_back: bool = False
     open: bool = False
+    opened: int = -1
     refused: int = -1
     hedged: int = -1
 
@@ -123,6 +126,8 @@ def read(answer: str, phrases: Phrases, asked: str = "", reference: str = "") ->
             continue
         judged = judge(sentence.text, phrases, known)
         if any(m[1].casefold() not in known for m in OTHER_PLACE.finditer(sentence.text)):
+            judged = Reading(doubted={*judged.affirmed, *judged.asserted, *judged.doubted})
+        if COUNTED.search(sentence.text):
             judged = Reading(doubted={*judged.affirmed, *judged.asserted, *judged.doubted})
         if POINTS_BACK.match(sentence.text) and not judged.affirmed and not judged.withdrawn:
             judged = judge(f"the cause is that {before}", phrases)
@@ -162,7 +167,8 @@ def _add(whole: Reading, judged: Reading, sentence: Sentence, index: int) -> Non
     whole.doubted |= judged.doubted
     whole.doubts |= dict.fromkeys(judged.doubted, index)
     of_amount = AMOUNT.search(text) is not None and not judged.doubted
-    whole.open |= judged.open or (PATTERNS["open"].search(text) is not None and not of_amount)
+    if judged.open or (PATTERNS["open"].search(text) is not None and not of_amount):
+        whole.open, whole.opened = True, index
     instruction = PATTERNS["fix_step"].search(text) and not judged.strong
     if not instruction or DISCARDS.match(text):
         whole.denied |= judged.denied
@@ -249,7 +255,7 @@ def _judge_arm(arm: str, phrases: Phrases, found: Reading, carried: bool, senten
     looked_at = PATTERNS["looked"].search(arm)
     found.open |= any(_OR.fullmatch(arm[a.end : b.start]) for a, b in pairwise(mentions))
     for mention in mentions:
-        if mention in denied:
+        if mention in denied or _is_effect(mention, arm, mentions):
             continue
         if DEFINES.match(arm[mention.end :]):
             found.doubted.add(mention.label)
@@ -313,6 +319,12 @@ def _denied(mention: Mention, arm: str, mentions: list[Mention], live: list[int]
                 return True
     tail = CLAUSE_AFTER.split(arm[mention.end :], maxsplit=1)[0]
     return PATTERNS["denied_after"].search(tail) is not None
+
+
+def _is_effect(mention: Mention, arm: str, mentions: list[Mention]) -> bool:
+    """Whether a name is what is explained, by something that has no name: "0 % because the names differ"."""
+    tie = EXPLAINED.search(arm, mention.end)
+    return tie is not None and not any(m.start >= tie.end() for m in mentions)
 
 
 def _one_of_several(arm: str, mentions: list[Mention]) -> bool:

@@ -40,7 +40,11 @@ _POLES: dict[str, tuple[str, int]] = {
             "sam equal identical agre match coincid exactly shar common",
             "differ another other unequal mismatch foreign",
         ),
-        ("(sound)", "right correct valid fin proper healthy", "wrong incorrect invalid fals"),
+        (
+            "(sound)",
+            "right correct valid fin proper healthy",
+            "wrong incorrect invalid fals expir revok broken",
+        ),
         ("(kept)", "keep kept preserv surviv retain intact", "drop strip los remov discard cut throw"),
         ("(let)", "allow permit", "block refus reject forbid"),
         ("(order)", "befor abov early", "after below lat"),
