@@ -18,7 +18,7 @@ from fine_tune_runner.evaluation.holdout import Question
 from fine_tune_runner.evaluation.phrases import Phrases, fold
 from fine_tune_runner.evaluation.rules import PATTERNS
 from fine_tune_runner.evaluation.sentences import sentences
-from fine_tune_runner.evaluation.stance import judge
+from fine_tune_runner.evaluation.stance import denies, judge
 from fine_tune_runner.evaluation.statements import Causes, Statement, Weight, clauses, likeness
 
 ECHO_WEIGHT = 0.3  # of a word that the question says as well
@@ -27,12 +27,24 @@ STATED = 1.0
 NET = 2.0
 DENIED = 0.25  # share of what is asserted that may be gone against
 ADVICE = 0.3  # worth of advice beside statements
-BACKED, COVERED = 1.0, 0.3
+BACKED, COVERED = 1.0, 0.35
 OTHER_ADVICE = 2.0
 TURNED = 5.0
 _LINE = re.compile(r"^root cause:[^.]*\.?\s*", re.I)
+_BETWEEN = re.compile(r"[,;]\s*(?:and |or )?|\b(?:or|and)\b (?=an? |the )")
+_PLACES = ("last", "first", "second", "third", "fourth", "fifth")
+_CHOICE = re.compile(
+    r"(?:\b(?:it|this|that|yours|here) (?:is |was )|'s )(?:\w+ )?the "
+    r"(last|first|second|third|fourth|fifth)\b|"
+    r"\bthe (last|first|second|third|fourth|fifth)(?: one)? is (?:the one|it|yours|ours|what)\b",
+    re.I,
+)
 _VERB = re.compile(r"^(?:fix|then|next|now|please|so|first|to)?\W*[a-z]+\b", re.I)
-_WANTED = re.compile(r"\b(?:needs?|must|should|ought|(?:has|have|supposed|required) to)\b", re.I)
+# Says what should be, or what a word means, and not what is.
+_UNSAID = re.compile(
+    r"\b(?:needs?|must|should|ought|(?:has|have|supposed|required) to)\b|^an? [\w -]{1,40} (?:is|are) an?\b",
+    re.I,
+)
 
 
 @dataclass(slots=True)
@@ -94,25 +106,19 @@ def agreement(answer: str, question: Question, taxonomy: Taxonomy, phrases: Phra
     own += [known.statement(fold(alias)) for alias in question.aliases]
     diagnosis = frozenset[str]().union(*(known.statement(text).words for text in told))
     found, said, advice = Agreement(), set[str](), set[str]()
+    listed: list[str] = []
     place = f"{question.text}\n{question.reference}".casefold()
     for index, sentence in enumerate(sentences(answer)):
         if PATTERNS["retract"].search(sentence.text):
             found, said = Agreement(), set()
         if sentence.after_fix or PATTERNS["fix_step"].search(sentence.text):
             advice |= _objects(sentence.text, known)
-        elif not (
-            _LINE.match(sentence.text)
-            or sentence.text.endswith("?")
-            or COUNTED.search(sentence.text)
-            or _list(sentence.text)
-        ):
-            for arm in judge(sentence.text, phrases, place).plain:
-                if PATTERNS["looked"].search(arm):
-                    continue
-                for clause in clauses(arm):
-                    if _WANTED.search(clause):
-                        continue
-                    said |= _add(found, clause, known, own, question.right, weight, index) & diagnosis
+            continue
+        if COUNTED.search(sentence.text):
+            listed = _items(sentence.text)
+            continue
+        for clause in (*_asserted(sentence.text, phrases, place), *_chosen(sentence.text, listed)):
+            said |= _add(found, clause, known, own, question.right, weight, index) & diagnosis
     found.covered = _worth(said, weight) / (_worth(diagnosis, weight) or 1.0)
     remedy = frozenset[str]().union(*(_objects(text, known) for text in advised))
     remedy |= frozenset[str]().union(*(known.fixes.get(label, frozenset()) for label in question.right))
@@ -120,6 +126,28 @@ def agreement(answer: str, question: Question, taxonomy: Taxonomy, phrases: Phra
     others = [fix for label, fix in known.fixes.items() if label not in question.right]
     found.other_fix = max((_worth(advice & fix, weight) for fix in others), default=0.0)
     return found
+
+
+def _asserted(text: str, phrases: Phrases, place: str) -> list[str]:
+    """The clauses of a sentence that the answer itself says are so, no question, list, wish or test."""
+    if _LINE.match(text) or text.endswith("?") or _list(text):
+        return []
+    arms = (arm for arm in judge(text, phrases, place).plain if not PATTERNS["looked"].search(arm))
+    return [clause for arm in arms for clause in clauses(arm) if not _UNSAID.search(clause)]
+
+
+def _items(text: str) -> list[str]:
+    """What a sentence counts off."""
+    return [item.strip(" .") for item in _BETWEEN.split(text.split(":", 1)[-1]) if item.strip(" .")]
+
+
+def _chosen(text: str, listed: list[str]) -> list[str]:
+    """The item that "it is the third" means, of those counted off before."""
+    found = _CHOICE.search(text)
+    if not found or len(listed) < 2 or denies(text):
+        return []
+    place = _PLACES.index((found[1] or found[2]).casefold())
+    return listed[place - 1 :][:1] if place else listed[-1:]
 
 
 def _add(

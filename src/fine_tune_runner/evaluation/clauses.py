@@ -69,7 +69,9 @@ AFFIRMING = re.compile(
     r"no other than|"
     r"can not be anything (?:else )?(?:but|than)|do n't doubt that|do not doubt that|no mistake,?|"
     r"(?:there is |there's )?no way (?:that )?(?:this|it|that)(?: is| was)? ?(?:n't|not)|"
-    r"if ever there was one|(?:no|not a|rules out) (?:maybes?|guess(?:es)?)\b|not a mere \w+|"
+    r"if ever there was one|(?:no|not a|rules out) (?:maybes?|guess(?:es)?)\b|"
+    r"(?:not (?:only|just|merely|a mere)|more than|no mere) (?:an? )?(?:mere )?(?:suspicion|assumption|guess|"
+    r"possibility|hunch|theory|hypothesis)|"
     r"no (?:need|reason|room) (?:to|for) (?:guess|doubt)\w*)",
     re.I,
 )

@@ -100,8 +100,8 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
             r"educated|tentative\w*|provisional\w*|preliminary|working assumption|"
             r"for now|pending|remains to be|yet to be|confidence|percent sure|% sure)\b",
             r"\bi (?:would )?(?:think|believe|assume|imagine|suppose|wonder)\b(?! i\b)",
-            r"\b(?:(?<!as )if|unless|whether|assuming|provided|in case|should it|either(?!\s*(?:[.,;:!)]|"
-            r"$))|or else|would|vielleicht|"
+            r"\b(?:(?<!as )if|unless|whether|assuming|provided|in case|should it|either(?!\s*(?:way\b|"
+            r"[.,;:!)]|$))|or else|would|vielleicht|"
             r"möglicherweise|wahrscheinlich|quizás|peut-être|probablemente|vermutlich|misschien)\b",
             r"\bpoints? (?:to|at|towards?) (?:either|several|more than)\b",
             r"\b(?:i|we|you|they|he|she|it|that)'d (?!(?:file|\w+ed|been|had|seen|found|gone|done|got|"
@@ -284,7 +284,9 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
             r"kill|fix|rename|press|hit|put|pick|strip|point|align|take|build|submit|trim|choose|tell|"
             r"ask|give|turn|select|extend|adjust|restore|allow|clear|preserve|swap|rewrite|leave|"
             r"read|write|fetch|attach|include|provide|ignore|join|pull|insert|supply|convert|declare|define|"
-            r"do)\b(?! cause)(?![-_./]\w)",
+            r"fill|copy|paste|listen|fire|enter|track|bring|get|tick|untick|flip|append|initiali[sz]e|wire|sum|"
+            r"adapt|bin|wipe|type|hand|settle|format|place|guard|store (?=the|it|them|both|each)|do)\b"
+            r"(?! cause)(?![-_./]\w)",
             r"\bplease\b",
             r"\b(?:you|we|they) (?:should|must|need to|have to|can|could|ought to)\b",
         ),

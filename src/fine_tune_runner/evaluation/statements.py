@@ -25,7 +25,8 @@ _CLAUSE = re.compile(
 _ASIDE = re.compile(r"\s*\([^)]*\)")
 _NEGATION = re.compile(
     r"\b(?:no|not|never|nothing|nobody|none|without|neither|nor|missing|lacks?|lacking|absent|nowhere|hardly|"
-    r"kein\w*|nicht|fails? to|failed to|stop(?:s|ped)?|gone|in place of|(?:empty|blank)(?!\s+\w))\b|n't\b",
+    r"kein\w*|nicht|fails? to|failed to|stop(?:s|ped)? \w+ing|gone|in place of|"
+    r"(?:empty|blank)(?!\s+\w))\b|n't\b",
     re.I,
 )
 _BESIDE = re.compile(r"missing|absent|gone|empty|blank|lack", re.I)  # denies what stands before it as well
@@ -158,8 +159,13 @@ class Causes:
 
     def nearest(self, said: Statement, weight: Weight, but: frozenset[str]) -> float:
         """How much of a statement of any other cause a clause says, with the same parity."""
-        near = {id(s): s for w in said.words for label, s in self._by_word.get(w, ()) if label not in but}
-        return likeness(said, list(near.values()), weight)[0]
+        near: dict[str, dict[int, Statement]] = defaultdict(dict)
+        for word in said.words:
+            for label, known in self._by_word.get(word, ()):
+                if label not in but:
+                    near[label][id(known)] = known
+        found = (likeness(said, list(known.values()), weight) for known in near.values())
+        return max((asserted for asserted, denied in found if asserted > denied), default=0.0)
 
 
 def likeness(said: Statement, known: Sequence[Statement], weight: Weight) -> tuple[float, float]:
