@@ -29,7 +29,7 @@ DENIED = 0.25  # share of what is asserted that may be gone against
 ADVICE = 0.3  # worth of advice beside statements
 BACKED, COVERED = 1.0, 0.35
 OTHER_ADVICE = 2.0
-TURNED = 5.0
+TURNED, FAR = 4.0, 4.0
 _LINE = re.compile(r"^root cause:[^.]*\.?\s*", re.I)
 _BETWEEN = re.compile(r"[,;]\s*(?:and |or )?|\b(?:or|and)\b (?=an? |the )")
 _PLACES = ("last", "first", "second", "third", "fourth", "fifth")
@@ -70,8 +70,9 @@ class Agreement:
 
     @property
     def elsewhere(self) -> bool:
-        """Whether what is stated and what is advised are both nearer to another cause."""
-        return self.other > self.asserted and self.other_fix > self.fix + BACKED
+        """Whether what is stated is far nearer to another cause, or nearer to one and so is the advice."""
+        beside = self.other - self.asserted
+        return beside > FAR or (beside > 0 and self.other_fix > self.fix)
 
     @property
     def turned(self) -> bool:

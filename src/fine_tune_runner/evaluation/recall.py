@@ -70,9 +70,10 @@ def committed(answer: str, question: Question, taxonomy: Taxonomy) -> Commitment
     prose = agreement(answer, question, taxonomy, phrases)
     if reading.affirmed:
         found = _one_of(reading.affirmed, reading.rivals, question, "committed")
-        return unresolved if found.cause in question.right and prose.elsewhere else found
+        against = prose.elsewhere or prose.turned
+        return unresolved if found.cause in question.right and against else found
     unresolved = Commitment(None, "unresolved", _short(" ".join(reading.commits) or answer))
-    if prose.elsewhere:
+    if prose.elsewhere or prose.turned:
         return unresolved
     plain = None if reading.open else _asserted(reading, question, taxonomy)
     return plain or _agreed(prose, reading, question) or unresolved

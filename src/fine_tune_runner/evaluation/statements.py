@@ -18,15 +18,15 @@ from fine_tune_runner.evaluation.phrases import BREAKS, fold, words_of
 from fine_tune_runner.evaluation.rules import PATTERNS, Kind
 
 _CLAUSE = re.compile(
-    r"[,;:()|\u2013\u2014]|\s-\s|\b(?:and|but|while|whereas|because|so|as|since|which|where|when|whose|until|"
-    r"yet|though|although)\b|\b(?=without\b|with no\b|rather than\b|instead of\b)",
+    r"[,;:()|\u2013\u2014]|\s-\s|\b(?:and|but|while|whereas|because|so|since|which|where|when|whose|until|yet|"
+    r"though|although|as(?! an? | well| if))\b|\b(?=without\b|with no\b|rather than\b|instead of\b)",
     re.I,
 )
 _ASIDE = re.compile(r"\s*\([^)]*\)")
 _NEGATION = re.compile(
     r"\b(?:no|not|never|nothing|nobody|none|without|neither|nor|missing|lacks?|lacking|absent|nowhere|hardly|"
     r"kein\w*|nicht|fails? to|failed to|stop(?:s|ped)? \w+ing|gone|in place of|"
-    r"(?:empty|blank)(?!\s+\w))\b|n't\b",
+    r"(?:empty|blank)(?!\s+(?!in|on|at|when|for|by)\w))\b|n't\b",
     re.I,
 )
 _BESIDE = re.compile(r"missing|absent|gone|empty|blank|lack", re.I)  # denies what stands before it as well
