@@ -23,6 +23,7 @@ from fine_tune_runner.evaluation.statements import Causes, Statement, Weight, cl
 
 ECHO_WEIGHT = 0.3  # of a word that the question says as well
 # Chosen on six sets of hard answers, each with room to the nearest wrong one (docs/evaluation.md, "Recall").
+SAYS = 1.5  # from which on a clause is one about the cause
 STATED = 1.0
 NET = 2.0
 DENIED = 0.25  # share of what is asserted that may be gone against
@@ -39,7 +40,6 @@ _CHOICE = re.compile(
     r"\bthe (last|first|second|third|fourth|fifth)(?: one)? is (?:the one|it|yours|ours|what)\b",
     re.I,
 )
-_VERB = re.compile(r"^(?:fix|then|next|now|please|so|first|to)?\W*[a-z]+\b", re.I)
 # Says what should be, or what a word means, and not what is.
 _UNSAID = re.compile(
     r"\b(?:needs?|must|should|ought|(?:has|have|supposed|required) to)\b|^an? [\w -]{1,40} (?:is|are) an?\b",
@@ -113,7 +113,7 @@ def agreement(answer: str, question: Question, taxonomy: Taxonomy, phrases: Phra
         if PATTERNS["retract"].search(sentence.text):
             found, said = Agreement(), set()
         if sentence.after_fix or PATTERNS["fix_step"].search(sentence.text):
-            advice |= _objects(sentence.text, known)
+            advice |= known.objects(sentence.text)
             continue
         if COUNTED.search(sentence.text):
             listed = _items(sentence.text)
@@ -121,7 +121,7 @@ def agreement(answer: str, question: Question, taxonomy: Taxonomy, phrases: Phra
         for clause in (*_asserted(sentence.text, phrases, place), *_chosen(sentence.text, listed)):
             said |= _add(found, clause, known, own, question.right, weight, index) & diagnosis
     found.covered = _worth(said, weight) / (_worth(diagnosis, weight) or 1.0)
-    remedy = frozenset[str]().union(*(_objects(text, known) for text in advised))
+    remedy = frozenset[str]().union(*(known.objects(text) for text in advised))
     remedy |= frozenset[str]().union(*(known.fixes.get(label, frozenset()) for label in question.right))
     found.fix = _worth(advice & remedy, weight)
     others = [fix for label, fix in known.fixes.items() if label not in question.right]
@@ -174,15 +174,9 @@ def _add(
         return frozenset()
     if asserted > found.asserted:
         found.asserted, found.evidence = asserted, clause
-    if asserted > 1.5:
+    if asserted > SAYS:
         found.last = index
     return said.words
-
-
-def _objects(advice: str, known: Causes) -> frozenset[str]:
-    """What steps that are not warned against are about: the verb, first of each, is left out."""
-    steps = [known.statement(_VERB.sub("", step)) for step in clauses(advice)]
-    return frozenset[str]().union(*(step.words for step in steps if not step.odd))
 
 
 def _list(text: str) -> bool:
@@ -198,7 +192,7 @@ def _worth(words: Iterable[str], weight: Weight) -> float:
 
 @lru_cache(maxsize=8)
 def _causes(taxonomy: Taxonomy) -> Causes:
-    return Causes(taxonomy.causes.values())
+    return Causes(tuple(taxonomy.causes.values()))
 
 
 @lru_cache(maxsize=2048)

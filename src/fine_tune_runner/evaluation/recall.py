@@ -14,15 +14,12 @@ from fine_tune_runner.dataset.taxonomy import Taxonomy, cause_line
 from fine_tune_runner.evaluation.agreement import Agreement, agreement
 from fine_tune_runner.evaluation.clauses import TAKES_UP
 from fine_tune_runner.evaluation.holdout import Question
-from fine_tune_runner.evaluation.phrases import Phrases, fold, words_of
+from fine_tune_runner.evaluation.phrases import Phrases, fold
 from fine_tune_runner.evaluation.rules import PATTERNS
 from fine_tune_runner.evaluation.sentences import LONGEST, blocks
 from fine_tune_runner.evaluation.stance import Reading, denies, dropped, judge, read
-from fine_tune_runner.evaluation.wording import wording
 from fine_tune_runner.types import Method
 
-OVERLAPS = 0.1  # share of the reference that a nameless verdict must say to be about the same
-TURNED = 0.4  # share of the reference from which on a contradiction to it is one to the whole
 REJECTED = "(rejected wording)"
 # What ends the name in `Root cause: name - explanation`.
 _EXPLAINS = re.compile(
@@ -47,36 +44,30 @@ class Commitment:
 def committed(answer: str, question: Question, taxonomy: Taxonomy) -> Commitment:
     """Which cause the answer committed to (facts/evaluation.md, "Problem recall").
 
-    An own `Root cause:` line decides alone. Else the committed sentences before the fix do, negated and
-    hedged ones left out: one label is the answer, several are wrong, and none leaves it to the one cause that
-    the answer plainly says.
+    An own `Root cause:` line decides alone, unless the rest of the answer denies it. Else the committed
+    sentences before the fix do, negated and hedged ones left out: one label is the answer, several are wrong,
+    and none leaves it to the one cause that the answer plainly names, or states in words of its own.
     """
     # Questions without wordings of their own share one index, and what was found by it.
     label = question.label if question.aliases or question.label not in taxonomy.causes else None
     phrases = _phrases(_causes(taxonomy), label, question.aliases, question.denials)
     lines = _own_lines(answer)
-    unresolved = Commitment(None, "unresolved", _short(answer))
     if lines:
         found = _from_lines(lines, question, taxonomy, phrases)
-        prose = agreement(answer, question, taxonomy, phrases)
-        return unresolved if found.cause in question.right and prose.turned else found
+        if found.cause in question.right and agreement(answer, question, taxonomy, phrases).turned:
+            return Commitment(None, "unresolved", _short(lines[0]))
+        return found
     reading = read(answer, phrases, question.text, question.reference)
-    told = "" if reading.affirmed else reading.asserted.get(question.label or "", "")
-    turned = (
-        bool(told) and str(question.label) not in told and _turned_around(told, phrases, question, taxonomy)
-    )
-    if turned or reading.taken_back or any(reading.last_word_is_against(label) for label in reading.affirmed):
-        return unresolved
-    prose = agreement(answer, question, taxonomy, phrases)
-    if reading.affirmed:
-        found = _one_of(reading.affirmed, reading.rivals, question, "committed")
-        against = prose.elsewhere or prose.turned
-        return unresolved if found.cause in question.right and against else found
     unresolved = Commitment(None, "unresolved", _short(" ".join(reading.commits) or answer))
+    if reading.taken_back or any(reading.last_word_is_against(label) for label in reading.affirmed):
+        return unresolved
+    named = _one_of(reading.affirmed, reading.rivals, question, "committed") if reading.affirmed else None
+    if (named and named.cause not in question.right) or question.label is None:
+        return named or _asserted(reading) or unresolved
+    prose = agreement(answer, question, taxonomy, phrases)
     if prose.elsewhere or prose.turned:
         return unresolved
-    plain = None if reading.open else _asserted(reading, question, taxonomy)
-    return plain or _agreed(prose, reading, question) or unresolved
+    return named or _asserted(reading) or _agreed(prose, reading, question) or unresolved
 
 
 def recalled(commitment: Commitment, question: Question) -> bool:
@@ -149,18 +140,22 @@ def _one_of(affirmed: dict[str, str], rivals: set[str], question: Question, meth
     return Commitment(None, method, _short(f"several: {', '.join(labels)}: {evidence}"))
 
 
-def _asserted(reading: Reading, question: Question, taxonomy: Taxonomy) -> Commitment | None:
-    """The one cause that the answer plainly says, where nothing it says later goes against it."""
-    if len(reading.asserted) != 1 or reading.rivals:
+def _asserted(reading: Reading) -> Commitment | None:
+    """The one cause that the answer plainly names, where the symptom is tied to nothing else."""
+    if len(reading.asserted) != 1 or reading.rivals or reading.open or reading.unnamed:
         return None
     [(label, sentence)] = reading.asserted.items()
     if not reading.stands(label) or max(reading.refused, reading.hedged) >= reading.said[label]:
         return None
-    if reading.rest and _another(reading.rest, question, taxonomy):
-        return None
-    if any(wording([text], question, taxonomy).covered < OVERLAPS for text in reading.unnamed):
+    if any(_ties(text) for text in reading.rest):
         return None
     return Commitment(label, "committed", _short(sentence))
+
+
+def _ties(text: str) -> bool:
+    """Whether a sentence that names nothing ties the symptom to something new."""
+    tie = PATTERNS["commit"].search(text) or PATTERNS["strong"].search(text)
+    return tie is not None and not TAKES_UP.match(text)
 
 
 def _agreed(prose: Agreement, reading: Reading, question: Question) -> Commitment | None:
@@ -173,27 +168,6 @@ def _agreed(prose: Agreement, reading: Reading, question: Question) -> Commitmen
     if not prose.enough or later >= prose.last:
         return None
     return Commitment(question.label, "committed", _short(prose.evidence))
-
-
-def _another(rest: list[str], question: Question, taxonomy: Taxonomy) -> bool:
-    """Whether the sentences after the last name tell something else at length and tie the symptom to it."""
-    ties = any(
-        (PATTERNS["commit"].search(text) or PATTERNS["strong"].search(text)) and not TAKES_UP.match(text)
-        for text in rest
-    )
-    return ties and wording(rest, question, taxonomy).other
-
-
-def _turned_around(sentence: str, phrases: Phrases, question: Question, taxonomy: Taxonomy) -> bool:
-    """Whether a sentence says much of the reference but denies a word that it does not, or the reverse.
-
-    A word of the name itself may be denied where the reference has another name: "does not match".
-    """
-    said = wording([sentence], question, taxonomy)
-    if said.covered < TURNED:
-        return False
-    names = {w.text for m in phrases.mentions(sentence) for w in words_of(sentence[m.start : m.end])}
-    return not names.issuperset(said.denied)
 
 
 def _short(text: str) -> str:

@@ -359,7 +359,9 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
             r"^(?!if\b|had\b|were\b)[^;]*\b(?:i'd|we'd) (?:first )?(?:need|like to|want|check|look|"
             r"test|start)\b",
             r"\b(?:please send|send me|tell me|let me know|get back to me|could you)\b",
-            r"\b(?:needs?|needed|without)\b[^.;]{0,40}\b(?:to|before) (?:decide|tell|say|judge|know)\b",
+            r"\b(?:needs?|needed|without)\b[^.;]{0,40}\b(?:to|before)(?: (?:i|we) can)? "
+            r"(?:decide|tell|say|judge|know)\b",
+            r"\b(?:once|until|as soon as) (?:i|we)(?: have|'ve)? (?:see|seen|had|got|know|looked|checked)\b",
             r"\b(?:at a loss|still searching|still looking|no idea)\b",
             r"\b(?:cause|reason|origin|verdict|diagnosis)\b[^,;.]{0,20}\b(?:unknown|unclear|open|undecided|"
             r"not (?:yet )?(?:known|clear|certain))\b",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -22,6 +22,7 @@ _CLAUSE = re.compile(
     r"though|although|as(?! an? | well| if))\b|\b(?=without\b|with no\b|rather than\b|instead of\b)",
     re.I,
 )
+_VERB = re.compile(r"^(?:fix|then|next|now|please|so|first|to)?\W*[a-z]+\b", re.I)
 _ASIDE = re.compile(r"\s*\([^)]*\)")
 _NEGATION = re.compile(
     r"\b(?:no|not|never|nothing|nobody|none|without|neither|nor|missing|lacks?|lacking|absent|nowhere|hardly|"
@@ -131,13 +132,13 @@ class Causes:
     A word is worth more the fewer causes have it (inverse document frequency).
     """
 
-    def __init__(self, causes: Iterable[Cause]) -> None:
+    def __init__(self, causes: Sequence[Cause]) -> None:
         texts = {cause.label: _texts(cause) for cause in causes}
         self.vocabulary = frozenset(
             w.text for said in texts.values() for text in said for w in words_of(text)
         )
         self.of = {label: [self.statement(text) for text in said] for label, said in texts.items()}
-        self.fixes = {cause.label: self.statement(fold(cause.typical_fix)).words for cause in causes}
+        self.fixes = {cause.label: self.objects(fold(cause.typical_fix)) for cause in causes}
         self._by_word: dict[str, list[tuple[str, Statement]]] = defaultdict(list)
         for label, known in self.of.items():
             for said in known:
@@ -152,6 +153,11 @@ class Causes:
     def statement(self, clause: str) -> Statement:
         """A clause in the words of the causes."""
         return statement(clause, self.vocabulary)
+
+    def objects(self, advice: str) -> frozenset[str]:
+        """What steps that are not warned against are about: the verb, first of each, is left out."""
+        steps = [self.statement(_VERB.sub("", step)) for step in clauses(advice)]
+        return frozenset[str]().union(*(step.words for step in steps if not step.odd))
 
     def rarity(self, word: str) -> float:
         """What a word is worth; one that no cause has is worth most."""
