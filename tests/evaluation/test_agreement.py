@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
 from fine_tune_runner.dataset.taxonomy import Taxonomy, load_taxonomy
@@ -68,9 +71,9 @@ def test_questions_hedges_and_wishes_assert_nothing(taxonomy: Taxonomy) -> None:
     ],
 )
 def test_it_takes_a_statement_a_witness_and_nothing_against_them(
-    changed: dict[str, float], enough: bool
+    changed: dict[str, Any], enough: bool
 ) -> None:
-    assert Agreement(**({"asserted": 6.0, "covered": 0.5} | changed)).enough is enough
+    assert replace(Agreement(asserted=6.0, covered=0.5), **changed).enough is enough
 
 
 def test_statement_and_advice_nearer_to_another_cause_are_elsewhere() -> None:
@@ -164,6 +167,23 @@ def test_what_is_explained_is_no_cause(taxonomy: Taxonomy) -> None:
     )
     answer = "There is 0% deduplication because one side says Lead and the other one Contact."
     assert not recalled(committed(answer, asked, taxonomy), asked)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "There was a custom thank you page when I first looked.",
+        "There's a custom thank you page. At least, that was so until May.",
+        "The picture is that of a custom thank you page. Yours goes to order-received.",
+        "A custom thank you page, a redirect that drops the query string. Both would fit.",
+        "The cause is a custom thank you page. Or so it looks until I have seen the log.",
+        "The cause is a custom thank you page. Tell me what the log has, I cannot say more before.",
+        "The custom thank you page is switched off.",
+        "Three pages are possible: a custom thank you page, the cart or the product page.",
+    ],
+)
+def test_a_name_that_is_not_said_to_be_so_today_decides_nothing(answer: str, taxonomy: Taxonomy) -> None:
+    assert not recalled(committed(answer, ASKED, taxonomy), ASKED)
 
 
 def test_without_a_label_a_reference_is_read_by_its_names_alone(taxonomy: Taxonomy) -> None:

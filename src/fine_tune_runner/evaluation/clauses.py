@@ -54,6 +54,12 @@ DEFINES = re.compile(
     r"arises)\b",
     re.I,
 )
+# Denies a name from between its words: "WP Rocket's delay is switched off for gtm.js".
+UNDONE = re.compile(
+    r"\b(?:is|was|are|were|been) (?:\w+ )?(?:disabled|deactivated|switched off|turned off|ruled out|excluded|"
+    r"fixed|corrected)\b",
+    re.I,
+)
 # Ties what stands before it to its cause.
 EXPLAINED = re.compile(r"\bbecause\b|\b(?:due|owing) to\b|\bcaused by\b", re.I)
 # Draws the conclusion from what was said, and tells nothing else.
@@ -200,6 +206,7 @@ TAKES_BACK = re.compile(
     r"\b[, ]*)*(?:"
     r"(?:this|that|it|all (?:of )?(?:this|that)|which)\b[^,;:]{0,24}?(?:\b(?:false|wrong|untrue|"
     r"mistaken|incorrect|"
+    r"(?:was|were|used to be) (?:so|true|right|the case|like that)|"
     r"(?:has|have) (?:\w+ )?been (?:fixed|solved|resolved|repaired|corrected|refuted|disproved)|"
     r"(?:a |my |only |mere )+(?:guess|theory|assumption|hypothesis|suspicion|hunch|idea|possibility)|"
     r"speculation|guesswork|one of (?:\w+ )*(?:possibilities|candidates|causes|ideas|options))\b|"

@@ -65,7 +65,8 @@ def committed(answer: str, question: Question, taxonomy: Taxonomy) -> Commitment
     if (named and named.cause not in question.right) or question.label is None:
         return named or _asserted(reading) or unresolved
     prose = agreement(answer, question, taxonomy, phrases)
-    if prose.elsewhere or prose.turned:
+    left_open = named and reading.opened > max(reading.said[label] for label in reading.affirmed)
+    if prose.elsewhere or prose.turned or left_open:
         return unresolved
     return named or _asserted(reading) or _agreed(prose, reading, question) or unresolved
 

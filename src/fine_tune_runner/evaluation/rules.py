@@ -68,7 +68,8 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
             r"you))\b",
             r"\b(?:explains?|causes|triggers|produces|leads? to|results? in)\b",
             r"\bthis is (?:a |an |the )?(?:clear |classic |textbook |plain )?(?:case|instance|example) of\b",
-            r"\b(?:it|this|that|what you have|what we have|what you see)(?: here)?(?: is|'s)\b",
+            r"\b(?:it|this|what you have|what we have|what you see)(?: here)?(?: is|'s)\b",
+            r"(?:^|[^\w ] *|\b(?:and|but|so|because|as|for) )that(?: here)?(?: is|'s)\b",
             r"\b(?:you|we|the site|this account)(?: have| has|(?: are| is|'re) (?:facing|dealing with|"
             r"looking at))\b",
             r"\b(?:weil|wegen|porque|parce que|à cause d|omdat|perché|debido a)",
@@ -155,6 +156,7 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
             r"\b(?:a|an|one|another|the (?:most |usual ))\s*(?:very |more |most )?"
             r"(?:common|frequent|typical|usual|classic|popular|known)"
             r" (?:root )?(?:cause|reason|culprit|mistake|explanation)\b",
+            r"\b(?:symptoms?|signature|pattern|signs?|picture|looks?) (?:is|are) (?:that|those|the one) of\b",
             r"\b(?:symptoms?|signature|pattern|signs?|picture) (?:of|resembles?|matches|is typical|fits|"
             r"overlaps?)\b",
             r"\b(?:resembl\w+|similar to|reminiscent|remind\w*|confus\w+|mistak\w+|mimic\w*|easily taken|"
@@ -173,7 +175,7 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
         (
             r"^(?:on|in|at|before|until|prior to|during|for|with|back)\b[^,;:]{0,40}"
             r"\b(?:cause|problem|reason|culprit|issue) was\b",
-            r"\bthe days (?:when|of)\b",
+            r"\bthe days (?:when|of)\b|\bwhen (?:i|we) (?:first|last) \w+",
             r"\b(?:competitors?|had the (?:very )?same|saw the same|a friend|somebody else|elsewhere)\b",
             r"\b(?:on|in) (?:staging|preview|development|the (?:sandbox|demo))\b",
             r"\b(?:last (?:time|week|month|year|spring|summer|autumn|winter|quarter)|previously|formerly|"
@@ -342,6 +344,8 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
             r"\b(?:i|we) (?:do n't|do not|can n't|can not|could n't|could not) (?:yet )?"
             r"(?:know|decide|say|tell)\b",
             r"\bhave (?:all|both) (?:\w+ )?checked\b",
+            r"\b(?:all|each|any|either|both)(?: of)?(?: the| them| these| those)?(?: two| three| four)?"
+            r"(?: of (?:them|these|those))? (?:fits?|appl(?:y|ies)|would|could|can|may|might|are possible)\b",
             r"\band/or\b|\bor both\b|\bwhichever\b",
             r"(?<!\bof )\bwhich(?: one)?(?: of (?:them|these|those|the \w+))?(?: it is| applies)?\s*[.?!;]?$",
             r"\bany of (?:them|these|those|the (?:two|three|four|above))\b|"
@@ -373,7 +377,8 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
         "turns from what was to what is",
         (
             r"^(?:but |and )?(?:in (?:your|this|our) case|bei (?:ihnen|euch|dir)|chez vous|en su caso|"
-            r"now|today|these days|currently|nowadays|at present|this time|meanwhile|since then|by now)\b",
+            r"now|today|these days|currently|nowadays|at present|this time|meanwhile|since then|by now|"
+            r"yours (?!is\b|are\b|was\b|were\b))\b",
         ),
     ),
     (

@@ -43,6 +43,7 @@ from fine_tune_runner.evaluation.clauses import (
     STATES,
     TAKES_BACK,
     TURN,
+    UNDONE,
     VERDICT_NO,
     VERDICT_YES,
     YES,
@@ -297,7 +298,7 @@ def _commitments(arm: str, mentions: list[Mention]) -> tuple[list[re.Match[str]]
 
 def _denied(mention: Mention, arm: str, mentions: list[Mention], live: list[int]) -> bool:
     """Whether a negation of the sentence (not one inside the name) reaches this mention."""
-    if VERDICT_NO.match(arm[mention.end :]):
+    if VERDICT_NO.match(arm[mention.end :]) or UNDONE.search(arm, mention.start, mention.end):
         return True
     if words_of(arm[mention.start :])[0].negates and _TROUBLE.match(arm[mention.end :]):
         return True
