@@ -165,8 +165,8 @@ def _agreed(prose: Agreement, reading: Reading, question: Question) -> Commitmen
     if question.label is None or not named <= question.right or reading.denied & question.right:
         return None
     doubted = [reading.doubts.get(label, -1) for label in question.right]
-    later = max(reading.opened, reading.refused, reading.hedged, *doubted)
-    if not prose.enough or later >= prose.last:
+    later = max(reading.opened, reading.hedged, *doubted)
+    if not prose.enough or later >= prose.last or reading.refused > prose.last:
         return None
     return Commitment(question.label, "committed", _short(prose.evidence))
 

@@ -165,13 +165,13 @@ def _add(whole: Reading, judged: Reading, sentence: Sentence, index: int) -> Non
         whole.affirmed.clear()
         whole.asserted.clear()
         whole.commits.clear()
-    whole.doubted |= judged.doubted
-    whole.doubts |= dict.fromkeys(judged.doubted, index)
     of_amount = AMOUNT.search(text) is not None and not judged.doubted
     if judged.open or (PATTERNS["open"].search(text) is not None and not of_amount):
         whole.open, whole.opened = True, index
     instruction = PATTERNS["fix_step"].search(text) and not judged.strong
     if not instruction or DISCARDS.match(text):
+        whole.doubted |= judged.doubted
+        whole.doubts |= dict.fromkeys(judged.doubted, index)
         whole.denied |= judged.denied
         whole.against |= dict.fromkeys(judged.denied, index)
     meant = RELATIVE_MODAL.sub(_blank, text)
