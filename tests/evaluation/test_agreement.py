@@ -138,7 +138,11 @@ def test_what_was_counted_off_is_told_by_its_place(choice: str, right: bool, tax
     [
         ("Klarna customers end on a hosted page.", True),
         ("Send purchase from the webhook.", True),
+        ("It's no longer just a guess.", True),
         ("", True),
+        ("Sorry, wrong ticket.", False),
+        ("This is what I would have said in May. Today I don't know.", False),
+        ("Forget that.", False),
         (
             "So I wrote in May. Klarna customers do return to order-received and end on no hosted page.",
             False,
@@ -179,6 +183,8 @@ def test_what_is_explained_is_no_cause(taxonomy: Taxonomy) -> None:
         "The cause is a custom thank you page. Or so it looks until I have seen the log.",
         "The cause is a custom thank you page. Tell me what the log has, I cannot say more before.",
         "The custom thank you page is switched off.",
+        "No custom thank you page is needed.",
+        "The form used to lead to a custom thank you page.",
         "Three pages are possible: a custom thank you page, the cart or the product page.",
     ],
 )

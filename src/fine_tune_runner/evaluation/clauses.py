@@ -38,7 +38,10 @@ OTHER_PLACE = re.compile(
     re.I,
 )
 # Doubts wherever they stand, also among the words of a name: "the linker could be missing".
-MODAL = re.compile(r"(?:can|could|may|might|would|should|perhaps|probably|possibly|likely|maybe)\b", re.I)
+MODAL = re.compile(
+    r"(?:can|could|may|might|would|should|perhaps|probably|possibly|likely|maybe|used to|formerly)\b",
+    re.I,
+)
 # What makes the sentence one about a name: a definition, or a predicate other than that it is the cause.
 DEFINES = re.compile(
     r"\s+(?:too|as well|likewise)\b|['\u2018\u201d]?[:,]?\s*(?:that |this |it )?(?:is|are|"
@@ -204,7 +207,8 @@ TAKES_BACK = re.compile(
     r"^\W*(?:(?:but|however|yet|or|at least|though|although|still|then again|sorry|sadly|alas|only|well|"
     r"and|now)"
     r"\b[, ]*)*(?:"
-    r"(?:this|that|it|all (?:of )?(?:this|that)|which)\b[^,;:]{0,24}?(?:\b(?:false|wrong|untrue|"
+    r"(?:this|that|it|all (?:of )?(?:this|that)|which)\b(?!(?: is|'s) (?:no longer|more than)\b)"
+    r"[^,;:]{0,24}?(?:\b(?:false|wrong|untrue|"
     r"mistaken|incorrect|"
     r"(?:was|were|used to be) (?:so|true|right|the case|like that)|"
     r"(?:has|have) (?:\w+ )?been (?:fixed|solved|resolved|repaired|corrected|refuted|disproved)|"
@@ -220,8 +224,8 @@ TAKES_BACK = re.compile(
     r"take (?:that|this|it) back|would ?(?:n't|not) (?:rule|exclude))"
     r"|so (?:i|we|he|they|you|the \w+|your \w+) (?:\w+ )?(?:thought|think|thinks|said|says|believed?|"
     r"believes?)\b"
-    r"|(?:that|this) is (?:just |only |merely )?what (?:your|the|my|our) \w+ (?:think|say|believe|claim|"
-    r"assume|hope)s?"
+    r"|(?:that|this) (?:is|was) (?:just |only |merely )?what (?:i|we|you|they|he|she|(?:your|the|my|our) \w+)"
+    r"(?:'d| would)?(?: have)? (?:think|thought|say|said|wr[io]te|written|believe|claim|assume|hope)[sd]?"
     r"|(?:the|your|our|my) (?:\w+ )?(?:logs?|data|numbers?|figures?|tests?|evidence|preview|network tab|"
     r"facts) "
     r"(?:contradict|disprove|refute|deny|say otherwise|shows? otherwise|speaks? against|says? otherwise)"

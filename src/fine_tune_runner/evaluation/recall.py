@@ -12,11 +12,11 @@ from functools import lru_cache
 
 from fine_tune_runner.dataset.taxonomy import Taxonomy, cause_line
 from fine_tune_runner.evaluation.agreement import Agreement, agreement
-from fine_tune_runner.evaluation.clauses import TAKES_UP
+from fine_tune_runner.evaluation.clauses import TAKES_BACK, TAKES_UP
 from fine_tune_runner.evaluation.holdout import Question
 from fine_tune_runner.evaluation.phrases import Phrases, fold
 from fine_tune_runner.evaluation.rules import PATTERNS
-from fine_tune_runner.evaluation.sentences import LONGEST, blocks
+from fine_tune_runner.evaluation.sentences import LONGEST, blocks, sentences
 from fine_tune_runner.evaluation.stance import Reading, denies, dropped, judge, read
 from fine_tune_runner.types import Method
 
@@ -54,7 +54,8 @@ def committed(answer: str, question: Question, taxonomy: Taxonomy) -> Commitment
     lines = _own_lines(answer)
     if lines:
         found = _from_lines(lines, question, taxonomy, phrases)
-        if found.cause in question.right and agreement(answer, question, taxonomy, phrases).turned:
+        prose = agreement(answer, question, taxonomy, phrases)
+        if found.cause in question.right and (prose.turned or _withdrawn(answer)):
             return Commitment(None, "unresolved", _short(lines[0]))
         return found
     reading = read(answer, phrases, question.text, question.reference)
@@ -69,6 +70,13 @@ def committed(answer: str, question: Question, taxonomy: Taxonomy) -> Commitment
     if prose.elsewhere or prose.turned or left_open:
         return unresolved
     return named or _asserted(reading) or _agreed(prose, reading, question) or unresolved
+
+
+def _withdrawn(answer: str) -> bool:
+    """Whether one of the two sentences after a `Root cause:` line takes it back."""
+    told = [sentence.text for sentence in sentences(answer)]
+    after = next((at + 1 for at, text in enumerate(told) if cause_line(text)), len(told))
+    return any(TAKES_BACK.match(text) or PATTERNS["retract"].search(text) for text in told[after : after + 2])
 
 
 def recalled(commitment: Commitment, question: Question) -> bool:

@@ -315,6 +315,7 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
         (
             r"\b(?:explain|cause|trigger|produce|change)s? (?:nothing|little|none|neither|no)\b",
             r"\b(?:falls? (?:away|flat)|drops? out|did stop|stopped)\b",
+            r"\b(?:is|are|was|were) (?:needed|required)\b",
             r"\b(?:is|was|are|were|be) (?:nothing|disabled|deactivated|switched off|turned off)\b",
             r"\b(?:is|was|are|were|be|been|can|could|has|have|looks?|seems?|works?|turned out|"
             r"proved)\b[^,;]{0,24}?"
