@@ -85,7 +85,7 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
             r"allegedly|hypothetically|theoretically|plausibl[ey]|likely|likelihood|probability|"
             r"chances?\b|odds\b|apparently|seemingly|arguably)\b",
             r"\b(?:seems?|appears?|looks?|sounds?|feels?|smells?) (?:to|like|as|similar|that)\b",
-            r"\b(?:smell|reek|whiff|taste|hint|scent)s? of\b|\b(?:speak|argue)s? for\b",
+            r"\b(?:smell|reek|whiff|taste|hint|scent)s? of\b|\b(?:speak|argue)s? for\b|\bhoped?\b",
             r"\b(?:possibilit(?:y|ies)|candidates?|suspects?|suspicion|suspected|guess|hunch|hypothes[ie]s|"
             r"theory|speculat\w+)\b",
             r"\b(?:possible|potential|plausible) (?:root )?(?:causes?|reasons?|explanations?|culprits?)\b",
@@ -141,7 +141,8 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
             r"springs?) to) (?:my |our )?mind\b|\bno (?:proof|evidence) (?:for|of) (?:it|that|this)\b",
             r"\b(?:says?|said|writes?|wrote|claims?|thinks?|believes?|insists?|argues?|suggests?|"
             r"swears?|reckons?|suspects?|assumes?|states?|stated|told (?:me|us|you|them)) that\b",
-            r"\b(?:has|have|had) it that\b",
+            r"\b(?:has|have|had) it that\b|\bquoted\b",
+            r"\b(?:article|guide|manual|post|thread|chapter) (?:on|about)\b",
             r"\b(?:according to|in the (?:words|opinion) of|as (?:you|they|the client) (?:put|say|said))\b",
             r"\b(?:initially|originally|at first|first) (?:\w+ )?(?:blamed|suspected|thought|assumed|"
             r"diagnosed)\b",
