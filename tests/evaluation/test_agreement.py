@@ -184,6 +184,7 @@ def test_what_is_explained_is_no_cause(taxonomy: Taxonomy) -> None:
         "The cause is a custom thank you page. Tell me what the log has, I cannot say more before.",
         "The custom thank you page is switched off.",
         "No custom thank you page is needed.",
+        'Your host writes »that is the custom thank you page«. Both links carry rel="me".',
         "The form used to lead to a custom thank you page.",
         "Three pages are possible: a custom thank you page, the cart or the product page.",
     ],

@@ -24,6 +24,7 @@ _END = re.compile(
 )
 _ENDS = (".", "!", "?")
 _OPEN, _CLOSE = '"\u201c\u201e\u00ab\u201a\u2039\u300c\u300e', '"\u201d\u201c\u00bb\u2018\u203a\u300d\u300f'
+_TURNED = str.maketrans("\u00ab\u00bb\u2039\u203a", "\u00bb\u00ab\u203a\u2039")
 # A quotation of four words or more is somebody's voice, unless the sentence itself leads into it.
 _QUOTE = re.compile(
     rf"(?P<lead>(?:(?:\b(?:is|was|that|by|to|because|of|est|ist|es|è|de|von|van|da)|"
@@ -126,4 +127,8 @@ def _without_quotes(block: str) -> str:
             return match["lead"] + match["said"]
         return match["lead"] + (match["said"].strip()[-1:] if match["said"].strip().endswith(_ENDS) else "")
 
-    return _QUOTE.sub(keep, block.replace(",,", "\u201e").replace("''", "\u201d"))
+    block = block.replace(",,", "\u201e").replace("''", "\u201d")
+    first = re.search("[\u00ab\u00bb\u2039\u203a]", block)
+    if first and first[0] in "\u00bb\u203a":  # as in German books
+        block = block.translate(_TURNED)
+    return _QUOTE.sub(keep, block)
