@@ -109,6 +109,28 @@ def test_a_plain_statement_counts_where_nothing_speaks_against_it(
     assert recalled(committed(answer, ASKED, taxonomy), ASKED) is right
 
 
+@pytest.mark.parametrize(
+    ("closing", "right"),
+    [
+        ("Hope this helps!", True),
+        ("Let me know if you have questions.", True),
+        ("Let me know if anything is unclear.", True),
+        ("If you get stuck, write to me.", True),
+        ("Don't hesitate to ask.", True),
+        ("Let me know whether it is so.", False),
+        ("Tell me when you have the log.", False),
+        ("Let me know what the log says.", False),
+    ],
+)
+def test_a_courtesy_at_the_end_leaves_nothing_open(closing: str, right: bool, taxonomy: Taxonomy) -> None:
+    for told in (
+        "Customers end on the hosted page and do not return to order-received.",
+        "The cause is a custom thank you page.",
+    ):
+        answer = f"{told} Send purchase from the webhook. {closing}"
+        assert recalled(committed(answer, ASKED, taxonomy), ASKED) is right
+
+
 COUNTED = (
     "Three things explain it: a consent banner that sends no update, customers who end on a hosted page and "
     "never return to order-received, or a redirect that drops the query string. "

@@ -247,3 +247,18 @@ COUNTED = re.compile(
     r"likely|options?)\b|\bthat leaves\b[^.;:]*(?:,|\bor\b)|^(?:of|among) (?:the|these)",
     re.I,
 )
+# Closes a letter and says nothing of the case.
+COURTESY = re.compile(
+    r"^\W*(?:and |please |just |so )*(?:"
+    r"(?:i |we )?hope (?:this|that|it) (?:helps|is clear|answers)|"
+    r"(?:(?:let|tell|write|write to|call|ask|drop|come back to) (?:me|us)|ask|shout|get in touch)\b"
+    r"[^.;,]{0,12}\b(?:if|when|once|should|how) "
+    r"(?:you (?:(?:would |'d )?(?:need|want|like) (?:a |any |some |more |me|us|help)|"
+    r"have (?:any |more |further )*(?:questions?|doubts?|trouble|problems?)|"
+    r"get stuck|run into|are (?:stuck|done))|"
+    r"(?:anything|something) (?:is unclear|remains unclear|goes wrong)|it (?:goes|went))|"
+    r"(?:if|should) you (?:have (?:any |more |further )*questions?|get stuck|run into|need (?:help|a hand))|"
+    r"feel free|do(?: not| n't) hesitate|(?:(?:i am|i'm|we are|we're) )?(?:happy|glad) to help|good luck|"
+    r"(?:best|kind|many) (?:regards|wishes|thanks))\b",
+    re.I,
+)

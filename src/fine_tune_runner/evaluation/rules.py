@@ -85,7 +85,8 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
             r"allegedly|hypothetically|theoretically|plausibl[ey]|likely|likelihood|probability|"
             r"chances?\b|odds\b|apparently|seemingly|arguably)\b",
             r"\b(?:seems?|appears?|looks?|sounds?|feels?|smells?) (?:to|like|as|similar|that)\b",
-            r"\b(?:smell|reek|whiff|taste|hint|scent)s? of\b|\b(?:speak|argue)s? for\b|\bhoped?\b",
+            r"\b(?:smell|reek|whiff|taste|hint|scent)s? of\b",
+            r"\b(?:speak|argue)s? for\b|\bhad (?:\w+ )?hoped\b",
             r"\b(?:possibilit(?:y|ies)|candidates?|suspects?|suspicion|suspected|guess|hunch|hypothes[ie]s|"
             r"theory|speculat\w+)\b",
             r"\b(?:possible|potential|plausible) (?:root )?(?:causes?|reasons?|explanations?|culprits?)\b",

@@ -24,6 +24,7 @@ from fine_tune_runner.evaluation.clauses import (
     CONFIRMS,
     CONSEQUENCE,
     COUNTED,
+    COURTESY,
     DEFINES,
     DENIED_COMMIT,
     DISCARDS,
@@ -123,7 +124,7 @@ def read(answer: str, phrases: Phrases, asked: str = "", reference: str = "") ->
         if TAKES_BACK.match(sentence.text) and not phrases.mentions(sentence.text):
             whole.taken_back = True
         told = told or (sentence.after_fix and bool(whole.affirmed))
-        if told:
+        if told or COURTESY.match(sentence.text):
             continue
         judged = judge(sentence.text, phrases, known)
         if any(m[1].casefold() not in known for m in OTHER_PLACE.finditer(sentence.text)):
