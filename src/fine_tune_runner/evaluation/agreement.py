@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from fine_tune_runner.dataset.taxonomy import Taxonomy
-from fine_tune_runner.evaluation.clauses import COUNTED, STATES
+from fine_tune_runner.evaluation.clauses import ASIDE, COUNTED, STATES, VERDICT_PART
 from fine_tune_runner.evaluation.holdout import Question
 from fine_tune_runner.evaluation.phrases import Phrases, fold
 from fine_tune_runner.evaluation.rules import PATTERNS
@@ -115,6 +115,11 @@ def agreement(answer: str, question: Question, taxonomy: Taxonomy, phrases: Phra
         if sentence.after_fix or PATTERNS["fix_step"].search(sentence.text):
             advice |= known.objects(sentence.text)
             continue
+        if VERDICT_PART.match(sentence.text):
+            found.asserted, found.last, said = 0.0, -1, set()
+        if sentence.aside:
+            _set_aside(found, sentence.text, known, own, weight)
+            continue
         if COUNTED.search(sentence.text):
             listed = _items(sentence.text)
             continue
@@ -133,8 +138,17 @@ def _asserted(text: str, phrases: Phrases, place: str) -> list[str]:
     """The clauses of a sentence that the answer itself says are so, no question, list, wish or test."""
     if _LINE.match(text) or text.endswith("?") or _list(text):
         return []
-    arms = (arm for arm in judge(text, phrases, place).plain if not PATTERNS["looked"].search(arm))
+    arms = map(_resumed, judge(text, phrases, place).plain)
     return [clause for arm in arms for clause in clauses(arm) if not _UNSAID.search(clause)]
+
+
+def _resumed(arm: str) -> str:
+    """An arm that tells what was looked at is left out, but for what a colon says was found there."""
+    looked = PATTERNS["looked"].search(arm)
+    if looked is None:
+        return arm
+    found = arm[looked.end() :].partition(":")[2]
+    return found if STATES.search(found) and not _list(found) else ""
 
 
 def _items(text: str) -> list[str]:
@@ -177,6 +191,15 @@ def _add(
     if asserted > SAYS:
         found.last = index
     return said.words
+
+
+def _set_aside(found: Agreement, text: str, known: Causes, own: list[Statement], weight: Weight) -> None:
+    """What such a part is headed by is denied; the rest of it says why, of whatever cause."""
+    head = ASIDE.match(text)
+    for clause in clauses(text[head.end() :]) if head else ():
+        stated, _ = likeness(known.statement(clause), own, weight)
+        if stated > found.denied:
+            found.denied, found.against = stated, clause
 
 
 def _list(text: str) -> bool:

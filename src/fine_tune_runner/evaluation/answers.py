@@ -35,7 +35,7 @@ from fine_tune_runner.types import (
     ScoreCard,
 )
 
-SCORER_VERSION = "8"  # raise it with every change here or in the rules of recall that moves a score
+SCORER_VERSION = "9"  # raise it with every change here or in the rules of recall that moves a score
 RETRIES = 2
 _DIGITS = 8  # hex, of each half of a fingerprint
 SAMPLED = 64  # questions whose answers are held against references, where that decides nothing

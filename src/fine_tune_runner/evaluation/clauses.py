@@ -262,3 +262,43 @@ COURTESY = re.compile(
     r"(?:best|kind|many) (?:regards|wishes|thanks))\b",
     re.I,
 )
+# Heads a part that tells what was looked at and is not the cause.
+ASIDE = re.compile(
+    r"^(?:why )?(?:[^:.?!]{0,60}\b(?:(?:is|are|was|were|do|does|did) ?(?:not|n't) (?:\w+ )?(?:apply|involved|"
+    r"it|to blame|responsible|guilty|relevant|fit)|ruled out|excluded|dismissed|eliminated|discarded|"
+    r"(?:out of|off) the (?:question|table|list)|on the way|innocent|alternatives)\b[^:.?!]{0,60}|"
+    r"what (?:it|this|that) (?:is|was) ?(?:not|n't)|"
+    r"(?:what|things|anything|everything) else\b[^:.?!]{0,40}|"
+    r"(?:other|wrong|false|rejected) (?:\w+ )?(?:suspects|ideas|leads|explanations|suspicions|theories|"
+    r"candidates|possibilities))\s*:",
+    re.I,
+)
+# Speaks of the diagnosis also where the answer already says what to do; other doubts there are of the advice.
+OF_DIAGNOSIS = re.compile(
+    r"\b(?:causes?|caused|reasons?|culprit|explanations?|explains?|diagnosis|verdict|faults?|suspect\w*|"
+    r"suspicion|guess\w*|theory|hypothesis|blame|wrong|mistaken|doubt\w*|problem|issue|because|due to|"
+    r"sure|certain|know|tell|say|whether|decide|judge|confirm\w*|prove\w*|possib\w+|perhaps|"
+    r"maybe|probabl[ey]|likely|"
+    r"still|else|help(?:s|ed)?)\b|"
+    r"\b(?:may|might|could|can) (?:\w+ )?(?:be|have been|come|stem|lie)\b|"
+    r"\bif (?:it|this|that|they|so|not|nothing)\b",
+    re.I,
+)
+# Hedges that are conditions of advice where the answer says what to do.
+CONDITION = re.compile(r"if|unless|either|in case|provided|whether|would|suggest|\w+'d.*", re.I)
+# Heads the part that gives the verdict.
+VERDICT_PART = re.compile(
+    r"^(?:so |now )?(?:what (?:it|this|that) (?:is|was|really is|comes down to)|what(?: is|'s)? (?:remains|"
+    r"left|happens|happened|goes wrong|(?:i|we) found(?: instead)?)|(?:our |my |the )?(?:actual |real |"
+    r"root )?(?:results?|verdict|conclusion|findings?|diagnosis|cause|explanation|reason|upshot|outcome|"
+    r"bottom line))\s*:",
+    re.I,
+)
+# A doubt of the diagnosis that stands although the answer has gone on to what to do.
+DOUBTS_DIAGNOSIS = re.compile(
+    r"\b(?:if|should|unless)\b.*\b(?:something|anything) else\b|"
+    r"\b(?:cause|reason|culprit|explanation|fault|problem)s?\b[^,;.]{0,20}\b(?:may|might|could)\b|"
+    r"\b(?:may|might|could) (?:\w+ )?(?:be|have been) (?:\w+ ){0,2}(?:cause|reason|culprit|"
+    r"explanation|fault)\b",
+    re.I,
+)

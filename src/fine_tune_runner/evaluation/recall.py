@@ -156,6 +156,8 @@ def _asserted(reading: Reading) -> Commitment | None:
     [(label, sentence)] = reading.asserted.items()
     if not reading.stands(label) or max(reading.refused, reading.hedged) >= reading.said[label]:
         return None
+    if reading.verdict > reading.said[label]:
+        return None
     if any(_ties(text) for text in reading.rest):
         return None
     return Commitment(label, "committed", _short(sentence))
@@ -174,7 +176,7 @@ def _agreed(prose: Agreement, reading: Reading, question: Question) -> Commitmen
         return None
     doubted = [reading.doubts.get(label, -1) for label in question.right]
     later = max(reading.opened, reading.hedged, *doubted)
-    if not prose.enough or later >= prose.last or reading.refused > prose.last:
+    if not prose.enough or later >= prose.last or max(reading.refused, reading.verdict) > prose.last:
         return None
     return Commitment(question.label, "committed", _short(prose.evidence))
 

@@ -154,7 +154,8 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
         "what is so in general, elsewhere or of another symptom",
         (
             r"\b(?:commonly|usually|generally|typically|often|sometimes|frequently|in most cases|normally|"
-            r"in general|in many (?:cases|shops)|most (?:shops|sites|cases|people))\b",
+            r"in general|in many (?:cases|shops)|most (?:shops|sites|cases|people|tickets|"
+            r"clients|accounts|stores))\b",
             r"\b(?:a|an|one|another|the (?:most |usual ))\s*(?:very |more |most )?"
             r"(?:common|frequent|typical|usual|classic|popular|known)"
             r" (?:root )?(?:cause|reason|culprit|mistake|explanation)\b",
@@ -259,6 +260,9 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
             r"\b(?:or so it seems|take (?:this|it) with|just kidding|opposite is true|"
             r"(?:which|that|this) (?:i|we) (?:doubt|reject|exclude|rule out))\b",
             r"\bnot (?:the case|true|correct)\b",
+            r"\b(?:this|that|it) (?:is|was|would be) (?:at least )?(?:how|what|the|so|true)\b[^.?!]{0,30}\b"
+            r"(?:textbooks?|nine (?:in|of|out of|times)|(?:most|many) (?:such|tickets|cases|shops|sites|"
+            r"clients|accounts|stores|people))\b",
             r"\b(?:i am|i'm|we are) not (?:sure|certain|convinced)\b",
             r"\b(?:is|was|be|been|are) (?:ruled out|excluded|off the table|refuted|disproved|dismissed)\s*$",
         ),
@@ -268,11 +272,16 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
         "from here on the answer says what to do",
         (
             r"^(?:\d+[.)] )?(?:the |recommended |suggested |proposed |quick |how to |what to )?"
-            r"(?:fix|solution|remedy|resolution|repair|do|next steps?|action items?|actions?(?! (?:is|"
-            r"are))|steps|to do|todo|"
-            r"recommendations?|verification|verify|prevention|how to fix|what to do|fix it|fix this|lösung|"
+            r"(?:fix|solution|remed(?:y|ies)|resolution|repair|do|next steps?|action items?|"
+            r"actions?(?! (?:is|are))|steps|to do|todo|"
+            r"recommendations?|verification|verify|prevention|how to fix|what to do|fix it|fix this|plan|"
+            r"(?:two |three |the )?ways? out|cure|(?:our |my )?(?:advice|suggestion|proposal|recommendation)|"
+            r"for your \w+|lösung|"
             r"solución|behebung|correction steps|correctif|oplossing)(?: (?:it|this|now|next|steps))?\s*"
             r"(?:[:.]|$|\s-\s|\u2013|\u2014|\bis\b)",
+            r"^(?:\d+[.)] )?(?:what|how) (?:to \w+|(?:i|we|you|your \w+) (?:\w+ )?(?:suggest|recommend|"
+            r"propose|advise|should|must|can|needs?|(?:have|has) to)|(?:needs|is|has|have)(?: to be| to)? "
+            r"(?:done|needed|required|change|happen)|(?:needs|is|has|have) to be changed)\b[^:.?!]{0,30}:",
             r"^(?:to|in order to) (?:fix|solve|repair|correct|resolve|remedy|verify|confirm|prevent)\b",
         ),
     ),
@@ -292,6 +301,8 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
             r"adapt|bin|wipe|type|hand|settle|format|place|guard|store (?=the|it|them|both|each)|do)\b"
             r"(?! cause)(?![-_./]\w)",
             r"\bplease\b",
+            r"(?<!not )(?<!nothing )(?<!what )\b(?:solves|fixes|cures|repairs|heals|mends) (?:it|this|"
+            r"that|both|everything|the)\b",
             r"\b(?:you|we|they) (?:should|must|need to|have to|can|could|ought to)\b",
         ),
     ),
@@ -342,8 +353,9 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
         "open",
         "leaves the verdict open, whatever else is said",
         (
-            r"\b(?:take your pick|on my list|each would do|all of (?:them|these) fit|either of them|"
-            r"(?:one|which) of the (?:two|three)|in (?:this|that|the following) order|candidates?\b)",
+            r"\b(?:take your pick|on my list|each would do|all of (?:them|these) fit|"
+            r"(?<!for )(?<!in )(?<!with )either of them|(?<!whatever )(?:one|which) of the (?:two|three)|"
+            r"in (?:this|that|the following) order|candidates?\b)",
             r"\b(?:i|we) (?:do n't|do not|can n't|can not|could n't|could not) (?:yet )?"
             r"(?:know|decide|say|tell)\b",
             r"\bhave (?:all|both) (?:\w+ )?checked\b",
@@ -360,7 +372,7 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
             r"\b(?:(?:half|thirds?|quarters?|part|most|rest) of me|the other (?:half|third|part))\b",
             r"\bboth (?:are (?:wrong|true|at)|of (?:them|these)|contribute|play|matter|apply|lower|faults?|"
             r"problems?|causes)\b|\beach (?:of (?:them|these|which) )?(?:lowers?|contributes?|adds?|causes?|"
-            r"does its|plays?)\b",
+            r"does its (?:part|bit|share)|plays?)\b",
             r"^(?!if\b|had\b|were\b)[^;]*\b(?:i|we) (?:would|need to|have to|want to) (?:first )?"
             r"(?:need|like to|want|check|look|test|start|see)\b|"
             r"^(?!if\b|had\b|were\b)[^;]*\b(?:i'd|we'd) (?:first )?(?:need|like to|want|check|look|"

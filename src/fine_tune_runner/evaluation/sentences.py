@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from fine_tune_runner.evaluation.clauses import ASIDE, VERDICT_PART
 from fine_tune_runner.evaluation.phrases import fold
 from fine_tune_runner.evaluation.rules import PATTERNS
 
@@ -52,10 +53,12 @@ _BACK = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Sentence:
-    """One folded sentence; `after_fix` once the answer has turned to what to do."""
+    """One folded sentence; `after_fix` once the answer has turned to what to do, `aside` in a part that
+    tells what is not the cause."""
 
     text: str
     after_fix: bool
+    aside: bool = False
 
 
 def blocks(answer: str) -> list[str]:
@@ -102,16 +105,18 @@ def sentences(answer: str) -> list[Sentence]:
     found: list[Sentence] = []
     after_fix = False
     for block in blocks(answer):
+        aside = ASIDE.match(block) is not None
         for part in _END.split(_without_quotes(block)):
             if len(part) > LONGEST:
                 continue
             text = part.strip()
+            aside = aside and not (VERDICT_PART.match(text) or PATTERNS["strong"].search(text))
             if PATTERNS["fix_heading"].match(text):
                 after_fix = True
             elif _BACK.match(text):
                 after_fix = False
             if text:
-                found.append(Sentence(text, after_fix))
+                found.append(Sentence(text, after_fix, aside))
     return found
 
 

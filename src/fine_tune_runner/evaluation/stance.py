@@ -21,6 +21,7 @@ from fine_tune_runner.evaluation.clauses import (
     CLEARED,
     CONCEDED,
     CONCLUDES,
+    CONDITION,
     CONFIRMS,
     CONSEQUENCE,
     COUNTED,
@@ -29,11 +30,13 @@ from fine_tune_runner.evaluation.clauses import (
     DENIED_COMMIT,
     DISCARDS,
     DISMISSES,
+    DOUBTS_DIAGNOSIS,
     ENDS_AT_COMMA,
     EXPLAINED,
     FRAME,
     MEMBERS,
     MODAL,
+    OF_DIAGNOSIS,
     OR_AFTER,
     OR_BEFORE,
     OTHER_PLACE,
@@ -46,6 +49,7 @@ from fine_tune_runner.evaluation.clauses import (
     TURN,
     UNDONE,
     VERDICT_NO,
+    VERDICT_PART,
     VERDICT_YES,
     YES,
 )
@@ -74,7 +78,8 @@ class Reading:
     """What one sentence, or all so far, say of each label.
 
     `said` and `against` hold where (sentence number) a label was last affirmed or asserted, and where it was
-    last denied; `opened`, `refused` and `hedged` where anything was left open, refused or hedged.
+    last denied; `opened`, `refused` and `hedged` where anything was left open, refused or hedged;
+    `verdict` where a part headed as the verdict begins.
     `plain` are the arms of a sentence that assert anything, `rest` those after the last name, `unnamed` the
     sentences that commit outright to what no label names.
     """
@@ -100,6 +105,7 @@ class Reading:
     opened: int = -1
     refused: int = -1
     hedged: int = -1
+    verdict: int = -1
 
     def last_word_is_against(self, label: str) -> bool:
         """Whether the label was denied after it was last affirmed or asserted."""
@@ -119,12 +125,22 @@ def read(answer: str, phrases: Phrases, asked: str = "", reference: str = "") ->
     known = f"{asked}\n{reference}".casefold()
     echo = {word.text for word in words_of(fold(asked))}
     whole = Reading()
-    before, told = "", False
+    before, told, advising = "", False, False
     for index, sentence in enumerate(sentences(answer)):
         if TAKES_BACK.match(sentence.text) and not phrases.mentions(sentence.text):
             whole.taken_back = True
+        advising = advising or sentence.after_fix
         told = told or (sentence.after_fix and bool(whole.affirmed))
+        if (told or advising) and DOUBTS_DIAGNOSIS.search(sentence.text):
+            whole.open, whole.opened = True, index
+        if VERDICT_PART.match(sentence.text):
+            whole.verdict = index
         if told or COURTESY.match(sentence.text):
+            continue
+        if sentence.aside:
+            named = {mention.label for mention in phrases.mentions(sentence.text)}
+            _add_denied(whole, Reading(denied=named, doubted=named), index)
+            before = sentence.text
             continue
         judged = judge(sentence.text, phrases, known)
         if any(m[1].casefold() not in known for m in OTHER_PLACE.finditer(sentence.text)):
@@ -140,7 +156,8 @@ def read(answer: str, phrases: Phrases, asked: str = "", reference: str = "") ->
         before = sentence.text
         for label in [label for label, words in judged.named.items() if words <= echo]:
             del judged.asserted[label]
-        _add(whole, judged, sentence, index)
+        _add(whole, judged, sentence, index, advising)
+        advising = advising or _instructs(sentence.text)
     return whole
 
 
@@ -160,26 +177,38 @@ def _confirmed(before: str, text: str, phrases: Phrases, known: str) -> Reading:
     return judge(_SUSPECTS.sub(_blank, told), phrases, known)
 
 
-def _add(whole: Reading, judged: Reading, sentence: Sentence, index: int) -> None:
+def _instructs(text: str) -> bool:
+    """Whether the answer has turned to what to do, heading or not."""
+    return PATTERNS["fix_step"].search(text) is not None and not DISCARDS.match(text)
+
+
+def _add_denied(whole: Reading, judged: Reading, index: int) -> None:
+    whole.doubted |= judged.doubted
+    whole.doubts |= dict.fromkeys(judged.doubted, index)
+    whole.denied |= judged.denied
+    whole.against |= dict.fromkeys(judged.denied, index)
+
+
+def _add(whole: Reading, judged: Reading, sentence: Sentence, index: int, advising: bool) -> None:
     text = sentence.text
+    of_advice = advising and not OF_DIAGNOSIS.search(text)
     if judged.withdrawn:
         whole.affirmed.clear()
         whole.asserted.clear()
         whole.commits.clear()
     of_amount = AMOUNT.search(text) is not None and not judged.doubted
-    if judged.open or (PATTERNS["open"].search(text) is not None and not of_amount):
+    if judged.open or (PATTERNS["open"].search(text) is not None and not of_amount and not of_advice):
         whole.open, whole.opened = True, index
     instruction = PATTERNS["fix_step"].search(text) and not judged.strong
     if not instruction or DISCARDS.match(text):
-        whole.doubted |= judged.doubted
-        whole.doubts |= dict.fromkeys(judged.doubted, index)
-        whole.denied |= judged.denied
-        whole.against |= dict.fromkeys(judged.denied, index)
+        _add_denied(whole, judged, index)
     meant = RELATIVE_MODAL.sub(_blank, text)
     doubts = [m for m in PATTERNS["hedge"].finditer(meant) if not m[0].casefold().startswith("should")]
+    if of_advice:
+        doubts = [m for m in doubts if not CONDITION.fullmatch(m[0])]
     if doubts and not (judged.affirmed or judged.asserted or instruction or of_amount):
         whole.hedged = index
-    if PATTERNS["refusal"].search(text) and not judged.affirmed:
+    if PATTERNS["refusal"].search(text) and not judged.affirmed and not of_advice:
         whole.refused = index
     whole.against |= dict.fromkeys(_acquitted(text, whole.affirmed), index)
     if instruction or (sentence.after_fix and not judged.strong):

@@ -184,9 +184,18 @@ def likeness(said: Statement, known: Sequence[Statement], weight: Weight) -> tup
             worth = shared * shared / math.fsum(map(weight, other.words))
             if not said.parity(other):
                 asserted = max(asserted, worth)
-            elif (said.focus | other.focus | (said.opposite ^ other.opposite)) & said.words & other.words:
+            elif _gainsays(said, other):
                 denied = max(denied, worth)
     return asserted, denied
+
+
+def _gainsays(said: Statement, other: Statement) -> bool:
+    """Whether what the two share is what one of them negates; a clause without any negation has to say
+    all that the other one negates."""
+    shared = said.words & other.words
+    if not said.focus and not said.opposite and other.focus:
+        return other.focus <= shared
+    return bool((said.focus | other.focus | (said.opposite ^ other.opposite)) & shared)
 
 
 def _texts(cause: Cause) -> list[str]:
