@@ -64,7 +64,7 @@ def test_questions_hedges_and_wishes_assert_nothing(taxonomy: Taxonomy) -> None:
         ({}, True),
         ({"covered": 0.1}, False),
         ({"covered": 0.1, "fix": 3.0}, True),
-        ({"denied": 1.6}, False),
+        ({"denied_after": 1.6}, False),
         ({"other": 4.5}, False),
         ({"other_fix": 2.5}, False),
         ({"asserted": 1.9}, False),

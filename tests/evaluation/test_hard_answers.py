@@ -3,7 +3,8 @@
 The rules and the names of causes were mended with all of them, so this guards against falling back and
 measures nothing new. As first scored, unseen: `hard_second.jsonl` 91 of 135 right answers recognised and 7 of
 132 wrong ones accepted, `third.jsonl` 109 of 152 and 1 of 152, `fourth.jsonl` 59 of 120 and 3 of 120, those
-by nearness of wording (2) or embedding (1) as it decided then, `fifth.jsonl` 67 of 120 and 7 of 120, `sixth.jsonl` 82 of 119 and none of 118.
+by nearness of wording (2) or embedding (1) as it decided then, `fifth.jsonl` 67 of 120 and 7 of 120,
+`sixth.jsonl` 82 of 119 and none of 118.
 `hard_own.jsonl` is by the rules' author, wrong answers made to slip through: at their first run 37 of 135
 did, and one still does and is left out ("the site pushes X and so does the trigger expect it"). Rows marked
 `doubtful` are those whose author was not sure.
@@ -24,8 +25,8 @@ LEAST = {
     "hard_own.jsonl": 0.89,
     "third.jsonl": 0.82,
     "fourth.jsonl": 0.53,
-    "fifth.jsonl": 0.76,
-    "sixth.jsonl": 0.79,
+    "fifth.jsonl": 0.77,
+    "sixth.jsonl": 0.80,
 }
 
 

@@ -77,3 +77,11 @@ def test_what_another_cause_has_the_other_way_round_is_not_near_to_it() -> None:
 def test_advice_is_what_its_steps_are_about() -> None:
     causes = Causes([Cause(label="pump_dry", typical_fix="Fill the tank, and do not touch the valve.")])
     assert causes.fixes["pump_dry"] == {"tank"}
+
+
+def test_only_what_a_statement_negates_can_be_said_against_it() -> None:
+    known = [statement("the new door does not lock the shed")]
+    _, denied = likeness(statement("the new door locks the shed"), known, lambda _: 1.0)
+    _, beside = likeness(statement("the new door is painted green"), known, lambda _: 1.0)
+    assert denied > 0
+    assert beside == 0

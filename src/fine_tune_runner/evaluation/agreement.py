@@ -27,6 +27,7 @@ SAYS = 1.5  # from which on a clause is one about the cause
 STATED = 1.0
 NET = 2.0
 DENIED = 0.25  # share of what is asserted that may be gone against
+DENIED_BEFORE = 0.5  # the same for what stands before it: a digression, or what was first thought
 ADVICE = 0.3  # worth of advice beside statements
 BACKED, COVERED = 1.0, 0.35
 OTHER_ADVICE = 2.0
@@ -52,13 +53,16 @@ class Agreement:
     """How far an answer agrees with a cause, in units of word rarity.
 
     `asserted` and `denied` are its clause nearest to a statement of the cause, with the same parity and with
-    the other; `other` by how much a clause is nearer to another cause; `covered` the share of the reference's
-    diagnosis that asserted clauses say; `fix` and `other_fix` what its advice shares with the cause's
-    remedy, and with that of the nearest other cause; `last` the last sentence that asserts the cause.
+    the other, `denied_after` the latter after the former; `set_aside` what heads a part that tells what is
+    not the cause; `other` by how much a clause is nearer to another cause; `covered` the share of the
+    reference's diagnosis that asserted clauses say; `fix` and `other_fix` what its advice shares with the
+    cause's remedy, and with that of the nearest other cause; `last` the last sentence that asserts the cause.
     """
 
     asserted: float = 0.0
     denied: float = 0.0
+    denied_after: float = 0.0
+    set_aside: float = 0.0
     other: float = 0.0
     covered: float = 0.0
     fix: float = 0.0
@@ -76,8 +80,8 @@ class Agreement:
 
     @property
     def turned(self) -> bool:
-        """Whether the cause is denied far more than it is stated."""
-        return self.denied > self.asserted + TURNED
+        """Whether the cause is denied far more than it is stated, or set aside in the same words."""
+        return self.denied > self.asserted + TURNED or self.set_aside >= max(self.asserted, SAYS)
 
     @property
     def enough(self) -> bool:
@@ -87,7 +91,8 @@ class Agreement:
         return (
             backed
             and self.asserted >= STATED
-            and self.denied <= DENIED * self.asserted
+            and self.denied_after <= DENIED * self.asserted
+            and self.denied <= DENIED_BEFORE * self.asserted
             and self.other_fix <= self.fix + OTHER_ADVICE
             and net >= NET
         )
@@ -183,14 +188,19 @@ def _add(
     if other > found.other:
         found.other, found.rival = other, clause
     if denied > asserted:
-        if denied > found.denied:
-            found.denied, found.against = denied, clause
+        _deny(found, denied, clause)
         return frozenset()
     if asserted > found.asserted:
-        found.asserted, found.evidence = asserted, clause
+        found.asserted, found.evidence, found.denied_after = asserted, clause, 0.0
     if asserted > SAYS:
         found.last = index
     return said.words
+
+
+def _deny(found: Agreement, worth: float, clause: str) -> None:
+    found.denied_after = max(found.denied_after, worth)
+    if worth > found.denied:
+        found.denied, found.against = worth, clause
 
 
 def _set_aside(found: Agreement, text: str, known: Causes, own: list[Statement], weight: Weight) -> None:
@@ -198,8 +208,8 @@ def _set_aside(found: Agreement, text: str, known: Causes, own: list[Statement],
     head = ASIDE.match(text)
     for clause in clauses(text[head.end() :]) if head else ():
         stated, _ = likeness(known.statement(clause), own, weight)
-        if stated > found.denied:
-            found.denied, found.against = stated, clause
+        found.set_aside = max(found.set_aside, stated)
+        _deny(found, stated, clause)
 
 
 def _list(text: str) -> bool:

@@ -264,9 +264,9 @@ COURTESY = re.compile(
 )
 # Heads a part that tells what was looked at and is not the cause.
 ASIDE = re.compile(
-    r"^(?:why )?(?:[^:.?!]{0,60}\b(?:(?:is|are|was|were|do|does|did) ?(?:not|n't) (?:\w+ )?(?:apply|involved|"
-    r"it|to blame|responsible|guilty|relevant|fit)|ruled out|excluded|dismissed|eliminated|discarded|"
-    r"(?:out of|off) the (?:question|table|list)|on the way|innocent|alternatives)\b[^:.?!]{0,60}|"
+    r"^(?:why )?(?:[^:.?!]{0,60}\b(?:(?:(?:is|are|was|were|do|does|did) ?(?:not|n't)|not to) (?:\w+ )?(?:"
+    r"apply|involved|it|to blame|responsible|guilty|relevant|fit)|ruled out|excluded|dismissed|eliminated|"
+    r"discarded|(?:out of|off) the (?:question|table|list)|on the way|innocent|alternatives)\b[^:.?!]{0,60}|"
     r"what (?:it|this|that) (?:is|was) ?(?:not|n't)|"
     r"(?:what|things|anything|everything) else\b[^:.?!]{0,40}|"
     r"(?:other|wrong|false|rejected) (?:\w+ )?(?:suspects|ideas|leads|explanations|suspicions|theories|"
