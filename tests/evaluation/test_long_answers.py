@@ -100,9 +100,10 @@ def test_a_part_headed_as_the_verdict_decides_over_what_came_before(taxonomy: Ta
     assert recognised(f"**What it is:** {STATED}\n\n{advice}", taxonomy)
 
 
-def test_what_most_cases_are_is_not_said_of_this_one(taxonomy: Taxonomy) -> None:
+def test_what_most_cases_are_or_a_closer_look_undoes_is_not_said_of_this_one(taxonomy: Taxonomy) -> None:
     advice = "Create the record again."
     assert not recognised(f"{STATED} That is how most such tickets end. {advice}", taxonomy)
+    assert not recognised(f"{STATED} On closer inspection it is there. {advice}", taxonomy)
 
 
 def test_what_was_found_where_one_looked_is_said(taxonomy: Taxonomy) -> None:

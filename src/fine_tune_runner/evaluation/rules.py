@@ -241,7 +241,8 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
         (
             r"^(?:edit|update|erratum|later)\s*:",
             r"^(?:oh |ah |but )?(?:wait|hold on|hang on|actually|hmm+|sorry|oops|on reflection)\b",
-            r"\b(?:checked again|looked again|double-checked and)\b",
+            r"\b(?:checked again|looked again|double-checked and|on (?:a )?(?:closer|second) (?:look|"
+            r"inspection|reading))\b",
             r"\b(?:everyone|everybody|they|you|he|she|both) (?:is|are|was|were) (?:all |both )?(?:wrong|"
             r"mistaken)\b",
             r"\b(?:(?:i|we) (?:withdraw|retract|take (?:that|it|this) back)|(?:another|a different) "
