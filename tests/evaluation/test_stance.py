@@ -55,6 +55,8 @@ def test_a_name_that_something_else_is_said_of_is_not_asserted(answer: str) -> N
         "The old linker script was corrected on Tuesday.",
         "Linker missing, claims the agency.",
         "Linker missing explains Ads, but not Meta.",
+        "It's as if the linker was missing.",
+        "A missing linker it was, which is no longer the case.",
     ],
 )
 def test_a_name_that_is_denied_past_partial_or_somebody_elses_is_not_asserted(answer: str) -> None:

@@ -85,6 +85,7 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
             r"allegedly|hypothetically|theoretically|plausibl[ey]|likely|likelihood|probability|"
             r"chances?\b|odds\b|apparently|seemingly|arguably)\b",
             r"\b(?:seems?|appears?|looks?|sounds?|feels?|smells?) (?:to|like|as|similar|that)\b",
+            r"\b(?:is|'s|was|were) (?:just |rather |almost )?as (?:if|though)\b",
             r"\b(?:smell|reek|whiff|taste|hint|scent)s? of\b",
             r"\b(?:speak|argue)s? for\b|\bhad (?:\w+ )?hoped\b",
             r"\b(?:possibilit(?:y|ies)|candidates?|suspects?|suspicion|suspected|guess|hunch|hypothes[ie]s|"
@@ -260,7 +261,7 @@ TABLE: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
             r"\bi (?:may|might|could) be (?:wrong|mistaken)\b",
             r"\b(?:or so it seems|take (?:this|it) with|just kidding|opposite is true|"
             r"(?:which|that|this) (?:i|we) (?:doubt|reject|exclude|rule out))\b",
-            r"\bnot (?:the case|true|correct)\b",
+            r"\b(?:not|no longer) (?:the case|true|correct)\b",
             r"\b(?:this|that|it) (?:is|was|would be) (?:at least )?(?:how|what|the|so|true)\b[^.?!]{0,30}\b"
             r"(?:textbooks?|nine (?:in|of|out of|times)|(?:most|many) (?:such|tickets|cases|shops|sites|"
             r"clients|accounts|stores|people))\b",
