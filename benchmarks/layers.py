@@ -1,6 +1,6 @@
 """Recall against time by how many layers, from the top, get adapters: what `training.layers` "auto" rests on.
 
-    python benchmarks/layers.py [--layers 2 5 10 15 all] [--seeds 0 1] [--questions 120] [--json layers.json]
+    python benchmarks/layers.py [--layers 2 5 10 15 all] [--seeds 0 1] [--epochs 4] [--json layers.json]
 
 Trains `teleios` v1 with the sample's own settings but for `layers`, one thread. A question counts as right
 where a teacher-forced pass gets every greedy token of `Root cause: <label>`, which is what greedy answers
@@ -14,7 +14,7 @@ import os
 import resource
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -46,6 +46,7 @@ class Found(msgspec.Struct, frozen=True):
 
     seed: int
     layers: int
+    epochs: int
     rate: float
     right: float
     loss: float
@@ -62,15 +63,17 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--questions", type=int, default=120)
     parser.add_argument("--rate", type=float, help="learning rate in place of the sample's")
+    parser.add_argument("--epochs", type=int, help="in place of the sample's")
     parser.add_argument("--json", type=Path, help="write the figures there as well")
     options = parser.parse_args()
+    changes = {"learning_rate": options.rate, "epochs": options.epochs}
     torch.set_num_threads(1)
     found: list[Found] = []
     for seed in options.seeds:
         for layers in options.layers:
             chosen: Layers = "all" if layers == "all" else int(layers)
             with tempfile.TemporaryDirectory(prefix="layers-") as folder:
-                found.append(measure(Path(folder), seed, chosen, options.questions, options.rate))
+                found.append(measure(Path(folder), seed, chosen, options.questions, changes))
             print(found[-1], file=sys.stderr, flush=True)
             if options.json:
                 options.json.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=2) + b"\n")
@@ -78,16 +81,18 @@ def main() -> int:
     return 0
 
 
-def measure(folder: Path, seed: int, layers: Layers, questions: int, rate: float | None) -> Found:
-    """Generate, train and ask; `folder` is empty."""
+def measure(
+    folder: Path, seed: int, layers: Layers, questions: int, changes: Mapping[str, float | None]
+) -> Found:
+    """Generate, train and ask; `folder` is empty, `changes` of the sample's training are those not None."""
     settings = msgspec.structs.replace(load_settings(os.environ), data_dir=folder / "clients")
     base = bases.resolve(DEFAULT_BASE, settings, offline=True)
     write_clients(settings.data_dir, seed)
     client = load_client(settings, CLIENT)
     write_questions(folder / "fresh.jsonl", seed, questions)
     training = msgspec.structs.replace(client.config.training, layers=layers, threads=1)
-    if rate is not None:
-        training = msgspec.structs.replace(training, learning_rate=rate)
+    given = {name: value for name, value in changes.items() if value is not None}
+    training = msgspec.structs.replace(training, **given)
     spec = TrainSpec(
         base_dir=str(base.dir),
         train_path=str(client.dir / "v1.jsonl"),
@@ -107,6 +112,7 @@ def measure(folder: Path, seed: int, layers: Layers, questions: int, rate: float
     return Found(
         seed=seed,
         layers=count,
+        epochs=round(summary.epochs),
         rate=float(summary.settings["learning_rate"]),
         right=right(
             model, adapter, [first_line(row, tokenizer) for row in rows(folder / "fresh.jsonl", tokenizer)]
@@ -163,13 +169,16 @@ def held_out(model: Llama, adapter: Adapter, answered: Sequence[Row]) -> float:
 
 
 def table(found: Sequence[Found]) -> str:
-    """Means over the seeds by number of layers and rate, as a Markdown table."""
-    lines = ["| layers | rate | right, by seed | holdout loss | CPU s |", "|---|---|---|---|---|"]
-    for layers, rate in sorted({(one.layers, one.rate) for one in found}):
-        group = [one for one in found if (one.layers, one.rate) == (layers, rate)]
+    """Means over the seeds by number of layers, epochs and rate, as a Markdown table."""
+    lines = [
+        "| layers | epochs | rate | right, by seed | holdout loss | CPU s |",
+        "|---|---|---|---|---|---|",
+    ]
+    for layers, epochs, rate in sorted({(one.layers, one.epochs, one.rate) for one in found}):
+        group = [one for one in found if (one.layers, one.epochs, one.rate) == (layers, epochs, rate)]
         shares = " ".join(f"{one.right:.1%}" for one in group)
         loss, cpu = (np.mean([getattr(one, name) for one in group]) for name in ("loss", "cpu_s"))
-        lines.append(f"| {layers} | {rate:g} | {shares} | {loss:.3f} | {cpu:.0f} |")
+        lines.append(f"| {layers} | {epochs} | {rate:g} | {shares} | {loss:.3f} | {cpu:.0f} |")
     return "\n".join(lines)
 
 
