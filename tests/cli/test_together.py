@@ -163,7 +163,7 @@ def test_a_client_that_is_cancelled_and_forgotten_leaves_and_the_others_go_on(pl
     wait_for(child, lambda: len(of(place, "birch", "train step")) >= 3)
     assert place.run("cancel", next(gone.glob("runs/*")).name).code == 0
     # Refused for as long as the shared process still trains it; a moment later nothing of it comes back.
-    assert any(place.run("forget", "--client", "birch", "--yes").code == 0 for _ in range(5))
+    wait_for(child, lambda: place.run("forget", "--client", "birch", "--yes").code == 0)
     result = finish(child)
     assert result.code == 130
     assert live(result) == ["ash"]
