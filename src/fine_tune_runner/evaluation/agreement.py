@@ -56,7 +56,8 @@ class Agreement:
     the other, `denied_after` the latter after the former; `set_aside` what heads a part that tells what is
     not the cause; `other` by how much a clause is nearer to another cause; `covered` the share of the
     reference's diagnosis that asserted clauses say; `fix` and `other_fix` what its advice shares with the
-    cause's remedy, and with that of the nearest other cause; `last` the last sentence that asserts the cause.
+    cause's remedy, and with that of the nearest other cause; `last` the last sentence that asserts the cause
+    and `evidence` the clause behind `asserted`.
     """
 
     asserted: float = 0.0
@@ -69,8 +70,6 @@ class Agreement:
     other_fix: float = 0.0
     last: int = -1
     evidence: str = ""
-    against: str = ""
-    rival: str = ""
 
     @property
     def elsewhere(self) -> bool:
@@ -185,10 +184,9 @@ def _add(
         return frozenset()
     asserted, denied = likeness(said, own, weight)
     other = known.nearest(said, weight, right) - max(asserted, denied)
-    if other > found.other:
-        found.other, found.rival = other, clause
+    found.other = max(found.other, other)
     if denied > asserted:
-        _deny(found, denied, clause)
+        _deny(found, denied)
         return frozenset()
     if asserted > found.asserted:
         found.asserted, found.evidence, found.denied_after = asserted, clause, 0.0
@@ -197,10 +195,9 @@ def _add(
     return said.words
 
 
-def _deny(found: Agreement, worth: float, clause: str) -> None:
+def _deny(found: Agreement, worth: float) -> None:
     found.denied_after = max(found.denied_after, worth)
-    if worth > found.denied:
-        found.denied, found.against = worth, clause
+    found.denied = max(found.denied, worth)
 
 
 def _set_aside(found: Agreement, text: str, known: Causes, own: list[Statement], weight: Weight) -> None:
@@ -209,7 +206,7 @@ def _set_aside(found: Agreement, text: str, known: Causes, own: list[Statement],
     for clause in clauses(text[head.end() :]) if head else ():
         stated, _ = likeness(known.statement(clause), own, weight)
         found.set_aside = max(found.set_aside, stated)
-        _deny(found, stated, clause)
+        _deny(found, stated)
 
 
 def _list(text: str) -> bool:

@@ -143,9 +143,8 @@ def read(answer: str, phrases: Phrases, asked: str = "", reference: str = "") ->
             before = sentence.text
             continue
         judged = judge(sentence.text, phrases, known)
-        if any(m[1].casefold() not in known for m in OTHER_PLACE.finditer(sentence.text)):
-            judged = Reading(doubted={*judged.affirmed, *judged.asserted, *judged.doubted})
-        if COUNTED.search(sentence.text):
+        of_other_place = any(m[1].casefold() not in known for m in OTHER_PLACE.finditer(sentence.text))
+        if of_other_place or COUNTED.search(sentence.text):
             judged = Reading(doubted={*judged.affirmed, *judged.asserted, *judged.doubted})
         if POINTS_BACK.match(sentence.text) and not judged.affirmed and not judged.withdrawn:
             judged = judge(f"the cause is that {before}", phrases)
