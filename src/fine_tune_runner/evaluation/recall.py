@@ -54,8 +54,9 @@ def committed(answer: str, question: Question, taxonomy: Taxonomy) -> Commitment
     lines = _own_lines(answer)
     if lines:
         found = _from_lines(lines, question, taxonomy, phrases)
-        prose = agreement(answer, question, taxonomy, phrases)
-        if found.cause in question.right and (prose.turned or _withdrawn(answer)):
+        if found.cause in question.right and (
+            _withdrawn(answer) or agreement(answer, question, taxonomy, phrases).turned
+        ):
             return Commitment(None, "unresolved", _short(lines[0]))
         return found
     reading = read(answer, phrases, question.text, question.reference)
