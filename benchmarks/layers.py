@@ -151,7 +151,7 @@ def right(model: Llama, adapter: Adapter, asked: Sequence[Row]) -> float:
     for start in range(0, len(asked), AT_ONCE):
         chats = range(start, min(start + AT_ONCE, len(asked)))
         tree = make_tree(corpus, chats)
-        (hidden,) = predicting(model, [Branch(tree, corpus, trunk, adapter)])
+        (hidden,) = predicting(model, [Branch(tree, corpus, trunk.states(tree), adapter)])
         greedy = (hidden @ model.head.T).argmax(1) == torch.tensor(tree.targets)
         hits += [
             bool(part.all()) for part in greedy.split([len(corpus.chats[chat].targets) for chat in chats])
@@ -164,7 +164,7 @@ def held_out(model: Llama, adapter: Adapter, answered: Sequence[Row]) -> float:
     """Mean cross-entropy of the answers' tokens."""
     corpus = lay_out(answered)
     tree = make_tree(corpus, range(len(corpus.chats)))
-    branch = Branch(tree, corpus, Trunk(model, corpus, min(adapter.layers)), adapter)
+    branch = Branch(tree, corpus, Trunk(model, corpus, min(adapter.layers)).states(tree), adapter)
     return float(losses(model, [branch])[0]) / len(tree.targets)
 
 

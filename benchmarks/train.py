@@ -8,7 +8,7 @@ Each run is a process of its own (trainers.py), in alternation. All take as many
 the same batches, from the same first adapter, so they end at the same held-out loss (checked), and the time
 to it is what is compared; our first epoch, which computes the frozen layers, counts. `--search` looks for
 TRL's best setting first. A run beside which anything else took more than `--others` of the processors is
-done again, three times at most.
+done again, three times at most. `--json` gets a line a run, as it ends.
 """
 
 from __future__ import annotations
@@ -64,6 +64,7 @@ class Bench(NamedTuple):
     repeats: int
     others: float
     rate: float
+    lines: Path | None
 
 
 def main() -> int:
@@ -85,7 +86,7 @@ def main() -> int:
     parser.add_argument("--values", type=int, nargs="+", help="in place of the table's own")
     parser.add_argument("--search", action="store_true", help="look for TRL's best setting first")
     parser.add_argument("--trl", type=json.loads, default={}, help='its setting, as {"micro": 2}')
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="append each run, a line of JSON: its job, its result")
     words = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         job = Job(
@@ -100,16 +101,13 @@ def main() -> int:
         )
         prepare(job)
         setting = {name: values[0] for name, values in TRL.items()} | words.trl
-        bench = Bench(job, setting, words.repeats, words.others, matmul_rate())
+        bench = Bench(job, setting, words.repeats, words.others, matmul_rate(), words.json)
         bench = bench._replace(setting=search(bench)) if words.search else bench
         print(machine(bench), flush=True)
-        results: list[Any] = []
         for layers in words.layers if words.who else ():
-            own = bench._replace(job=msgspec.structs.replace(job, layers=layers))
-            results.append({"layers": layers, "results": beside(own, words.who)})
-        results += [{"vary": name, "results": TABLES[name](bench, words.values)} for name in words.vary]
-    if words.json:
-        words.json.write_bytes(msgspec.json.encode({"job": job, "trl": bench.setting, "results": results}))
+            beside(bench._replace(job=msgspec.structs.replace(job, layers=layers)), words.who)
+        for name in words.vary:
+            TABLES[name](bench, words.values)
     return 0
 
 
@@ -187,6 +185,9 @@ def run(bench: Bench, who: str, limit_s: float | None = None, **changes: Any) ->
         result = msgspec.json.decode(done.stdout.splitlines()[-1], type=Result)
         said = f"{who} {result.train_s:.1f} s, {result.cpu_s:.1f} s of processor, others {result.others:.1%}"
         print(f"  {time.strftime('%H:%M:%S')} {said}", file=sys.stderr, flush=True)
+        if bench.lines:
+            with bench.lines.open("ab") as file:
+                file.write(msgspec.json.encode({"job": job, "result": result}) + b"\n")
         if result.others <= bench.others or not left:
             break
     return result
@@ -217,7 +218,7 @@ def search(bench: Bench) -> Mapping[str, Any]:
     return setting
 
 
-def beside(bench: Bench, names: Sequence[str]) -> list[Result]:
+def beside(bench: Bench, names: Sequence[str]) -> None:
     """The main table: everyone in alternation; raises AssertionError where they did not do the same."""
     results = [run(bench, who) for _ in range(bench.repeats) for who in names]
     assert len({(r.tokens, r.loss_tokens) for r in results}) == 1, "not the same tokens"
@@ -239,7 +240,6 @@ def beside(bench: Bench, names: Sequence[str]) -> list[Result]:
             f"{mean.work / mean.train_s / bench.rate:9.0%} {mean.train_s / means[names[0]].train_s:11.1f}",
             flush=True,
         )
-    return results
 
 
 def _medians(results: Iterable[Result]) -> Result:
@@ -250,52 +250,43 @@ def _medians(results: Iterable[Result]) -> Result:
     )
 
 
-def prompts(bench: Bench, values: Sequence[int] | None) -> list[dict[str, Any]]:
+def prompts(bench: Bench, values: Sequence[int] | None) -> None:
     """Tokens a second by length of the shared prompt; TRL on FEW of the rows."""
-    table = []
     print("\nprompt tokens   ours tokens/s   TRL tokens/s   times", flush=True)
     for prompt in values or PROMPTS:
         prepare(bench.job, prompt=prompt)
         runs = [(run(bench, "ours"), run(bench, "trl", rows=FEW)) for _ in range(bench.repeats)]
         own, other = (_medians(side) for side in zip(*runs, strict=True))
         paces = [r.tokens / r.train_s for r in (own, other)]
-        table.append({"prompt": prompt, "ours": own, "trl": other})
         print(f"{prompt:13} {paces[0]:15.0f} {paces[1]:14.0f} {paces[0] / paces[1]:7.1f}", flush=True)
-    return table
 
 
-def sizes(bench: Bench, values: Sequence[int] | None) -> list[dict[str, Any]]:
+def sizes(bench: Bench, values: Sequence[int] | None) -> None:
     """Tokens a second by number of rows; TRL once, on FEW of them."""
     prepare(bench.job)
     other = _medians(run(bench, "trl", rows=FEW) for _ in range(bench.repeats))
     pace = other.tokens / other.train_s
-    table: list[dict[str, Any]] = [{"rows": FEW, "trl": other}]
     print(f"\nTRL on {FEW} rows: {pace:.0f} tokens/s\nrows   ours s   ours tokens/s   times TRL", flush=True)
     for rows in values or ROWS:
         own = bench._replace(job=msgspec.structs.replace(bench.job, rows=rows))
         prepare(own.job)
         mean = _medians(run(own, "ours") for _ in range(bench.repeats))
-        table.append({"rows": rows, "ours": mean})
         own_pace = mean.tokens / mean.train_s
         print(f"{rows:4} {mean.train_s:8.1f} {own_pace:15.0f} {own_pace / pace:11.1f}", flush=True)
-    return table
 
 
-def together(bench: Bench, values: Sequence[int] | None) -> list[dict[str, Any]]:
+def together(bench: Bench, values: Sequence[int] | None) -> None:
     """Clients on one base at once against one after the other: as many times the median of one alone."""
     counts = values or CLIENTS
     prepare(bench.job, clients=max(counts))
     alone = _medians(run(bench, "ours") for _ in range(bench.repeats))
-    table: list[dict[str, Any]] = [{"clients": 1, "ours": alone}]
     print(f"\none alone: {alone.train_s:.1f} s, {alone.start_s:.1f} s to load, {alone.peak_mb:.0f} MB")
     print("clients   together s   of solo runs   with loading   peak MB", flush=True)
     for count in counts:
         mean = _medians(run(bench, "ours", clients=count) for _ in range(bench.repeats))
-        table.append({"clients": count, "ours": mean})
         whole = (mean.train_s + mean.start_s) / (count * (alone.train_s + alone.start_s))
         share = mean.train_s / (count * alone.train_s)
         print(f"{count:7} {mean.train_s:12.1f} {share:14.0%} {whole:14.0%} {mean.peak_mb:9.0f}", flush=True)
-    return table
 
 
 TABLES = {"prompt": prompts, "rows": sizes, "clients": together}

@@ -404,7 +404,9 @@ def _held_out(job: Job, rows: Sequence[Row], tensors: dict[str, Any]) -> float:
     batch = make_batch(corpus, range(len(corpus.chats)))
     with torch.no_grad():
         trunk = Trunk(model, corpus, top.start)
-        total = sum(float(losses(model, [Branch(t, corpus, trunk, adapter)])[0]) for t in batch.trees)
+        total = sum(
+            float(losses(model, [Branch(t, corpus, trunk.states(t), adapter)])[0]) for t in batch.trees
+        )
     return total / batch.loss_tokens
 
 

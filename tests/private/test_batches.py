@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator, Sequence
 
 import pytest
 
@@ -10,7 +11,9 @@ from fine_tune_runner.errors import TrainingError
 from fine_tune_runner.private.batches import (
     MIN_SHARED,
     Corpus,
+    Part,
     Row,
+    cut,
     epoch_batches,
     lay_out,
     make_batch,
@@ -158,3 +161,38 @@ def test_a_batch_beyond_the_budget_is_cut_into_trees_with_the_same_targets() -> 
 def test_a_row_longer_than_the_budget_is_a_tree_of_its_own() -> None:
     corpus = lay_out(many(3))
     assert [len(tree.spans) for tree in make_batch(corpus, range(3), tree_tokens=10).trees] == [2, 2, 2]
+
+
+def parts_of(parts: Sequence[Part], held: int = 0) -> Iterator[tuple[Part, int]]:
+    """Every part, with how many spans are held before it."""
+    for part in parts:
+        yield part, held
+        yield from parts_of(part.then, held + 1)
+
+
+@pytest.mark.parametrize("tokens", [1, 100, 250, 400, 10_000])
+def test_parts_hold_every_span_and_target_once(tokens: int) -> None:
+    draw = random.Random(3)
+    turns = [tuple(draw.randrange(100, 200) for _ in range(40)) for _ in range(3)]  # several rows share these
+    rows = [chat(*turns[n % 3], *turns[n % 2], n, 9, prompt=(PROMPT, OTHER)[n % 2]) for n in range(12)]
+    tree = make_batch(lay_out(rows), range(12)).trees[0]
+    found = list(parts_of(cut(tree, tokens)))
+    assert [s.segment for part, _ in found for s in part.tree.spans] == [s.segment for s in tree.spans]
+    assert sorted(t for part, _ in found for t in part.tree.targets) == sorted(tree.targets)
+    for part, held in found:
+        spans = part.tree.spans
+        assert part.tree.size <= tokens or len(spans) == 1
+        assert not part.then or len(spans) == 1
+        assert [span.path[:held] for span in spans] == [tuple(range(held))] * len(spans)
+        assert all(above < held + place for place, span in enumerate(spans) for above in span.path)
+        assert len(part.tree.source) == len(part.tree.targets)
+    if tokens == 10_000:
+        assert found == [(Part(tree), 0)]
+
+
+def test_a_held_span_predicts_what_follows_in_each_row() -> None:
+    rows = [row((*PROMPT, *own), {MIN_SHARED, MIN_SHARED + 1}) for own in ((7, 3), (8, 4))]
+    (root,) = cut(make_tree(lay_out(rows), [0, 1]), MIN_SHARED)
+    assert (root.tree.keep, root.tree.source, root.tree.targets) == ((MIN_SHARED - 1,), (0, 0), (7, 8))
+    (rest,) = root.then
+    assert (rest.tree.keep, rest.tree.source, rest.tree.targets) == ((0, 1), (0, 1), (3, 4))

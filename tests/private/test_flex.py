@@ -213,7 +213,8 @@ def test_a_model_elsewhere_meets_no_tensor_of_the_cpu(tmp_path: Path, dtype: tor
     corpus = lay_out(CASES["loss in what rows share"])
     drawn = new_adapter({1: model.config.shapes}, rank=2, alpha=2.0, seed=0)
     adapter = drawn.like([p.detach().to("meta").requires_grad_() for p in drawn.parameters()])
-    branch = Branch(make_tree(corpus, [0, 1]), corpus, Trunk(model, corpus, 1, memory_bytes=0), adapter)
+    tree = make_tree(corpus, [0, 1])
+    branch = Branch(tree, corpus, Trunk(model, corpus, 1, memory_bytes=0).states(tree), adapter)
     torch.autograd.backward(losses(model, [branch, branch]))
     gradients = [p.grad for p in adapter.parameters() if p.grad is not None]
     assert {(g.device.type, g.dtype) for g in gradients} == {("meta", torch.float32)}

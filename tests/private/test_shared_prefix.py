@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from fine_tune_runner.private.batches import TREE_TOKENS, Corpus, Row, lay_out, make_batch
 from fine_tune_runner.private.llama import Llama, load_llama
 from fine_tune_runner.private.lora import Adapter, new_adapter
-from fine_tune_runner.private.shared_prefix import Branch, losses
+from fine_tune_runner.private.shared_prefix import Branch, backward, losses
 from fine_tune_runner.private.trunk import Trunk
 
 # peft 0.21 asks transformers 5.23 under the older of two names.
@@ -122,14 +122,13 @@ def gradients(adapter: Adapter) -> dict[str, torch.Tensor]:
 
 
 def mean_loss(
-    model: Llama, adapter: Adapter, corpus: Corpus, first: int, tree_tokens: int = TREE_TOKENS
-) -> torch.Tensor:
-    """Of all rows as one batch."""
+    model: Llama, adapter: Adapter, corpus: Corpus, first: int, tree_tokens: int, at_once: int
+) -> float:
+    """Of all rows as one batch; its gradients lie in the adapter."""
     trunk = Trunk(model, corpus, first)
     batch = make_batch(corpus, range(len(corpus.chats)), tree_tokens)
-    total = sum(losses(model, [Branch(tree, corpus, trunk, adapter)])[0] for tree in batch.trees)
-    assert isinstance(total, torch.Tensor)
-    return total / batch.loss_tokens
+    made = [Branch(tree, corpus, trunk.states(tree), adapter) for tree in batch.trees]
+    return sum(backward(model, [branch], [1 / batch.loss_tokens], at_once)[0] for branch in made)
 
 
 def worst_difference(own: dict[str, torch.Tensor], reference: dict[str, torch.Tensor | None]) -> float:
@@ -140,22 +139,25 @@ def worst_difference(own: dict[str, torch.Tensor], reference: dict[str, torch.Te
     return max(float((mine - theirs).norm() / theirs.norm()) for mine, theirs in pairs)
 
 
-@pytest.mark.parametrize("tree_tokens", [TREE_TOKENS, 60], ids=["one tree", "several trees"])
+@pytest.mark.parametrize(
+    ("tree_tokens", "at_once"),
+    [(TREE_TOKENS, TREE_TOKENS), (60, TREE_TOKENS), (TREE_TOKENS, 40), (TREE_TOKENS, 1), (60, 30)],
+    ids=["one tree", "several trees", "in parts", "a span at a time", "several trees in parts"],
+)
 @pytest.mark.parametrize("layers", [1, 3])
 @pytest.mark.parametrize("rows", CASES.values(), ids=list(CASES))
 def test_loss_and_gradients_are_those_of_peft(
-    tmp_path: Path, rows: list[Row], layers: int, tree_tokens: int
+    tmp_path: Path, rows: list[Row], layers: int, tree_tokens: int, at_once: int
 ) -> None:
     folder = make_tiny_llama(tmp_path, layers=3)
     model = load_llama(folder)
     adapter = lively_adapter(model, 3 - layers)
-    loss = mean_loss(model, adapter, lay_out(rows), 3 - layers, tree_tokens)
-    loss.backward()
+    loss = mean_loss(model, adapter, lay_out(rows), 3 - layers, tree_tokens, at_once)
 
     twin = peft_twin(folder, adapter)
     expected = plain_loss(twin, rows)
     expected.backward()
-    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
+    assert loss == pytest.approx(float(expected.detach()), rel=1e-5)
     reference = {k.replace(".default", ""): p.grad for k, p in twin.named_parameters() if p.requires_grad}
     assert worst_difference(gradients(adapter), reference) < 1e-3
 
@@ -167,7 +169,7 @@ def branches(model: Llama, cases: list[list[Row]]) -> tuple[list[Branch], list[A
     for rows, adapter in zip(cases, adapters, strict=True):
         corpus = lay_out(rows)
         tree = make_batch(corpus, range(len(corpus.chats))).trees[0]
-        made.append(Branch(tree, corpus, Trunk(model, corpus, 1), adapter))
+        made.append(Branch(tree, corpus, Trunk(model, corpus, 1).states(tree), adapter))
     return made, adapters
 
 

@@ -25,6 +25,12 @@ def whole(corpus: Corpus) -> Tree:
     return make_tree(corpus, range(len(corpus.chats)))
 
 
+def flat(trunk: Trunk, tree: Tree) -> torch.Tensor:
+    """[N, E] of a tree's tokens."""
+    states = trunk.states(tree)
+    return torch.cat([states[span.segment] for span in tree.spans])
+
+
 def row_by_row(model: Llama, corpus: Corpus, chat: int) -> torch.Tensor:
     tokens = torch.tensor([t for s in corpus.chats[chat].path for t in corpus.segments[s].tokens])
     x, rope = model.embed[tokens], rotary(model, torch.arange(len(tokens)))
@@ -38,7 +44,7 @@ def row_by_row(model: Llama, corpus: Corpus, chat: int) -> torch.Tensor:
 def test_states_are_those_of_each_row_by_itself(model: Llama, name: str, chunk_tokens: int) -> None:
     corpus = lay_out(CASES[name])
     tree = whole(corpus)
-    states = Trunk(model, corpus, DEPTH, chunk_tokens=chunk_tokens).states(tree)
+    states = flat(Trunk(model, corpus, DEPTH, chunk_tokens=chunk_tokens), tree)
     place = {span.segment: span for span in tree.spans}
     for chat in range(len(corpus.chats)):
         own = torch.cat([states[place[s].start : place[s].end] for s in corpus.chats[chat].path])
@@ -51,7 +57,7 @@ def test_without_room_in_memory_they_lie_in_a_file_that_has_no_name(model: Llama
     scratch.mkdir()
     kept, mapped = Trunk(model, corpus, DEPTH), Trunk(model, corpus, DEPTH, scratch=scratch, memory_bytes=0)
     assert mapped.kept
-    assert torch.equal(kept.states(whole(corpus)), mapped.states(whole(corpus)))
+    assert torch.equal(flat(kept, whole(corpus)), flat(mapped, whole(corpus)))
     assert list(scratch.iterdir()) == []
 
 
@@ -59,7 +65,7 @@ def test_without_room_anywhere_they_are_computed_when_asked_for(model: Llama) ->
     corpus = lay_out(CASES["several lengths"])
     kept, fresh = Trunk(model, corpus, DEPTH), Trunk(model, corpus, DEPTH, memory_bytes=0)
     assert not fresh.kept
-    torch.testing.assert_close(kept.states(whole(corpus)), fresh.states(whole(corpus)), rtol=0, atol=1e-5)
+    torch.testing.assert_close(flat(kept, whole(corpus)), flat(fresh, whole(corpus)), rtol=0, atol=1e-5)
 
 
 def test_with_adapters_everywhere_the_embedding_enters(model: Llama) -> None:
@@ -67,7 +73,7 @@ def test_with_adapters_everywhere_the_embedding_enters(model: Llama) -> None:
     trunk = Trunk(model, corpus, 0)
     tokens = [t for segment in corpus.segments for t in segment.tokens]
     assert not trunk.kept
-    assert torch.equal(trunk.states(whole(corpus)), model.embed[torch.tensor(tokens)])
+    assert torch.equal(flat(trunk, whole(corpus)), model.embed[torch.tensor(tokens)])
 
 
 def test_positions_go_on_after_what_is_shared() -> None:

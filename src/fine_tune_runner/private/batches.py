@@ -7,6 +7,7 @@ models.
 from __future__ import annotations
 
 import random
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -18,7 +19,7 @@ MIN_SHARED = (
 )
 # Rows that share this much beyond the prompt come together within so many batches; others stay mixed.
 MIN_GROUPED, GROUP_WINDOW = 64, 8
-TREE_TOKENS = 16_384  # tokens that go through the model at once; a step with more is cut into several trees
+TREE_TOKENS = 16_384  # a step with more is cut into several trees, each with what its rows share
 HEAD_ROWS = 256  # positions whose logits exist at once
 TRUNK_BYTES = 2 << 30  # memory for the hidden states that leave the frozen layers, a client
 
@@ -99,6 +100,17 @@ class Tree:
     def reaches(self) -> list[tuple[int, tuple[int, ...]]]:
         """Length and path of each span, as `llama.tree_attention` takes them."""
         return [(span.end - span.start, span.path) for span in self.spans]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Spans of a tree that go through the model at once, as a tree, and the parts that continue its one span.
+
+    A path counts the held spans that the part continues first, outermost first, then the part's own.
+    """
+
+    tree: Tree
+    then: tuple[Part, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -241,3 +253,61 @@ def _flat(corpus: Corpus, chat: Chat, place: dict[int, int], spans: list[Span]) 
     for position in chat.predicts:
         edge, span = next(move for move in reversed(moves) if position >= move[0].start)
         yield span.start + position - edge.start
+
+
+def cut(tree: Tree, tokens: int) -> tuple[Part, ...]:
+    """The tree in parts of at most so many tokens, a longer span excepted; every span is in one of them.
+
+    What continues a span goes with it where that fits, else into parts of its own after it.
+    """
+    ends = list(range(1, len(tree.spans) + 1))  # behind the last span that continues each
+    for place, span in enumerate(tree.spans):
+        for above in span.path:
+            ends[above] = place + 1
+
+    def parts(first: int, end: int, held: tuple[int, ...]) -> tuple[Part, ...]:
+        found: list[Part] = []
+        waiting: list[int] = []
+        room = tokens
+        while first < end:
+            size = tree.spans[ends[first] - 1].end - tree.spans[first].start
+            if waiting and size > room:
+                found.append(Part(_extract(tree, waiting, held)))
+                waiting, room = [], tokens
+            if size > tokens and ends[first] > first + 1:
+                after = parts(first + 1, ends[first], (*held, first))
+                found.append(Part(_extract(tree, [first], held), after))
+            else:
+                waiting += range(first, ends[first])
+                room -= size
+            first = ends[first]
+        return (*found, Part(_extract(tree, waiting, held))) if waiting else tuple(found)
+
+    return parts(0, len(tree.spans), ())
+
+
+def _extract(tree: Tree, places: Sequence[int], held: tuple[int, ...]) -> Tree:
+    """These spans as a tree of their own behind `held` ones, with what they predict."""
+    number = {place: i for i, place in enumerate((*held, *places))}
+    spans: list[Span] = []
+    moved: dict[int, int] = {}  # kept flat positions: there, and here
+    at = 0
+    for place in places:
+        span = tree.spans[place]
+        kept = tree.keep[bisect_left(tree.keep, span.start) : bisect_left(tree.keep, span.end)]
+        moved |= {position: position - span.start + at for position in kept}
+        end = at + span.end - span.start
+        spans.append(Span(span.segment, at, end, tuple(number[above] for above in span.path)))
+        at = end
+    index = {position: i for i, position in enumerate(moved)}
+    predicted = [
+        (index[position], target)
+        for position, target in zip((tree.keep[i] for i in tree.source), tree.targets, strict=True)
+        if position in index
+    ]
+    return Tree(
+        spans=tuple(spans),
+        keep=tuple(moved.values()),
+        source=tuple(source for source, _ in predicted),
+        targets=tuple(target for _, target in predicted),
+    )

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors import safe_open
@@ -25,6 +26,8 @@ from fine_tune_runner.private.lora import Adapter, Lora, linear
 
 # attend(q_NHD, k_NKD, v_NKD) -> [M, H * D]
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+# Keys and values, [S, K, D] each, of a span
+Pair = tuple[Tensor, Tensor]
 # Length of each span, and the indices of those before it that it continues
 Reaches = Sequence[tuple[int, tuple[int, ...]]]
 # One layer's adapters, each with the number of rows that it is for, in the order of the rows
@@ -108,17 +111,22 @@ def _tensors(folder: Path, device: torch.device | str, dtype: torch.dtype) -> Ca
         raise MissingModel(
             f"{folder} has no *.safetensors; fetch the base anew, for example: fine-tune fetch"
         )
-    readers = [safe_open(str(path), framework="pt") for path in files]
-    where = {key: reader for reader in readers for key in reader.keys()}  # type: ignore[no-untyped-call]  # noqa: SIM118
+    where = {key: path for path in files for key in _keys(path)}
 
     def take(key: str) -> Tensor:
         if key not in where:
             raise TrainingError(f"{folder}: tensor {key} is missing; the base is incomplete, fetch it anew")
-        tensor: Tensor = where[key].get_tensor(key)  # type: ignore[no-untyped-call]
-        # A copy: one tensor that still lies in the mapped file keeps all of its pages in memory.
-        return tensor.to(device, dtype, copy=True)
+        # Opened for each tensor, and copied: all that was read of a file that is mapped stays in memory.
+        with safe_open(str(where[key]), framework="pt") as reader:
+            tensor: Tensor = reader.get_tensor(key).to(device, dtype, copy=True)
+        return tensor
 
     return take
+
+
+def _keys(path: Path) -> list[str]:
+    with safe_open(str(path), framework="pt") as reader:
+        return list(reader.keys())
 
 
 def _inverse_frequencies(config: LlamaConfig) -> Tensor:
@@ -177,21 +185,27 @@ def _of(loras: Loras, group: str) -> list[tuple[int, Lora]]:
     return [(rows, groups[group]) for rows, groups in loras if group in groups]
 
 
-def tree_attention(
-    reaches: Reaches, keep: Sequence[int] | None = None, given: Sequence[tuple[Tensor, Tensor]] = ()
-) -> Attend:
+class TreeAttend(Protocol):
+    """Attention that may see spans which are not among the tokens."""
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, given: Sequence[Pair] = ()) -> Tensor:
+        """As Attend; `given` are spans of the same lengths in every call."""
+        ...
+
+
+def tree_attention(reaches: Reaches, keep: Sequence[int] | None = None) -> TreeAttend:
     """Attention over flat spans: each token sees the spans that its own continues, and its own up to itself.
 
-    `reaches` gives each span's length and the indices of the spans before it that it continues. With `keep`
-    (flat positions, ascending) only those rows are computed and come back. `given` are keys and values,
-    [S, K, D], of spans that are not among the tokens any more; they count first. One call a span: a mask over
-    all tokens would cost what sharing saves (facts/training.md), and so no row is ever padded.
+    `reaches` gives each span's length and the indices of the spans before it that it continues; given spans
+    count first. With `keep` (flat positions, ascending) only those rows are computed and come back. One call
+    a span: a mask over all tokens would cost what sharing saves (facts/training.md), and so no row is ever
+    padded.
     """
     lengths = [length for length, _ in reaches]
     wanted = _rows_of_spans(lengths, keep)
     masks: list[Tensor | None] = []  # made for the first layer, used by all
 
-    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(q: Tensor, k: Tensor, v: Tensor, given: Sequence[Pair] = ()) -> Tensor:
         queries = torch.split(q, lengths)
         keys = [*(key for key, _ in given), *torch.split(k, lengths)]
         values = [*(value for _, value in given), *torch.split(v, lengths)]
@@ -204,7 +218,7 @@ def tree_attention(
             path = (*reaches[span][1], len(given) + span)
             query = queries[span] if rows is None else queries[span][torch.tensor(rows, device=q.device)]
             out.append(_attention(query, _joined(keys, path), _joined(values, path), mask))
-        return torch.cat(out)
+        return torch.cat(out) if out else q.new_zeros(0, q.shape[1] * q.shape[2])
 
     return attend
 

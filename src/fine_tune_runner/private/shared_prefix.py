@@ -1,42 +1,101 @@
-"""Trees of several clients through the model: frozen trunk, the top with adapters, loss where there is one.
+"""Trees of several clients through the layers that have adapters, and loss where there is one.
 
-Whatever rows share goes through once, with gradients on (facts/training.md). No operation adds up over
-clients, so one client's numbers never reach another's adapter.
+Whatever rows share goes through once, with gradients on (facts/training.md), and on the CPU only a part of a
+tree at a time, so that little has to be kept for the way back. No operation adds up over clients, so one
+client's numbers never reach another's adapter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fine_tune_runner.private.activations import RmsNorm
-from fine_tune_runner.private.batches import HEAD_ROWS, Corpus, Tree
+from fine_tune_runner.private.batches import HEAD_ROWS, TREE_TOKENS, Corpus, Part, Tree, cut
 from fine_tune_runner.private.flex import attention
-from fine_tune_runner.private.llama import Kept, Llama, block, rotary
+from fine_tune_runner.private.llama import Attend, Kept, Llama, Pair, Reaches, block, rotary, tree_attention
 from fine_tune_runner.private.lora import Adapter
-from fine_tune_runner.private.trunk import Trunk, positions
+from fine_tune_runner.private.trunk import positions
+
+# At once on a CPU: more makes its products no faster, and each token keeps all that its way back needs.
+CPU_TOKENS = 384
 
 
 @dataclass(frozen=True)
 class Branch:
-    """One client's tree, and what it goes through; all branches of a pass share base and first layer."""
+    """One client's tree, and what it goes through; all branches of a pass share base and first layer.
+
+    `states` are what leaves the frozen layers, [T, E] by segment.
+    """
 
     tree: Tree
     corpus: Corpus
-    trunk: Trunk
+    states: Mapping[int, Tensor]
     adapter: Adapter
+
+
+# Keys and values of spans that are held for those that continue them: by layer, then outermost first
+Held = Sequence[Sequence[Pair]]
+
+
+def tokens_at_once(device: torch.device) -> int:
+    """How many tokens `backward` sends through a model on this device together."""
+    return CPU_TOKENS if device.type == "cpu" else TREE_TOKENS
+
+
+def backward(model: Llama, branches: Sequence[Branch], shares: Sequence[float], tokens: int) -> list[float]:
+    """For each branch the cross-entropy of its targets, summed, times its share; adds up the gradients of it.
+
+    At most `tokens` go through at once, a longer span excepted: beyond that each branch goes alone, in parts.
+    A part's way back comes right after its loss, but for a span that later parts continue: these take its
+    keys and values as given and collect the gradients of them, with which its own way back begins.
+    """
+    if sum(branch.tree.size for branch in branches) <= tokens:
+        return _there_and_back(model, branches, shares, (), ())
+    return [
+        sum(
+            _there_and_back(model, [replace(branch, tree=part.tree)], [share], (), part.then)[0]
+            for part in cut(branch.tree, tokens)
+        )
+        for branch, share in zip(branches, shares, strict=True)
+    ]
+
+
+def _there_and_back(
+    model: Llama, branches: Sequence[Branch], shares: Sequence[float], held: Held, then: Sequence[Part]
+) -> list[float]:
+    """As `backward`; `then` continue the only span of the only branch, and count in its loss."""
+    keys: list[Pair] = []
+    totals = _losses(model, branches, held, keys if then else None)
+    values = [total * share for total, share in zip(totals, shares, strict=True)]
+    found = [float(value.detach()) for value in values]
+    if not then:
+        torch.autograd.backward(values)
+        return found
+    leaves = [(k.detach().requires_grad_(), v.detach().requires_grad_()) for k, v in keys]
+    below = [(*above, own) for above, own in zip(held or [()] * len(leaves), leaves, strict=True)]
+    for part in then:
+        (value,) = _there_and_back(model, [replace(branches[0], tree=part.tree)], shares, below, part.then)
+        found[0] += value
+    ends = [x for pair in keys for x in pair]
+    torch.autograd.backward([*values, *ends], [*[None] * len(values), *(x.grad for p in leaves for x in p)])
+    return found
 
 
 def losses(model: Llama, branches: Sequence[Branch]) -> list[Tensor]:
     """For each branch the cross-entropy of its targets, summed."""
-    return [
-        _loss(model, branch.tree, hidden)
-        for branch, hidden in zip(branches, predicting(model, branches), strict=True)
-    ]
+    return _losses(model, branches)
+
+
+def _losses(
+    model: Llama, branches: Sequence[Branch], held: Held = (), keys: list[Pair] | None = None
+) -> list[Tensor]:
+    hidden = _predicting(model, branches, held, keys)
+    return [_loss(model, branch.tree, own) for branch, own in zip(branches, hidden, strict=True)]
 
 
 def _loss(model: Llama, tree: Tree, hidden_ME: Tensor) -> Tensor:
@@ -47,7 +106,13 @@ def _loss(model: Llama, tree: Tree, hidden_ME: Tensor) -> Tensor:
 
 def predicting(model: Llama, branches: Sequence[Branch]) -> list[Tensor]:
     """For each branch [len(targets), E]: hidden states, after the last norm, that predict its targets."""
-    hidden = RmsNorm(model.norm, model.config.norm_eps).forward(_top(model, branches))
+    return _predicting(model, branches)
+
+
+def _predicting(
+    model: Llama, branches: Sequence[Branch], held: Held = (), keys: list[Pair] | None = None
+) -> list[Tensor]:
+    hidden = RmsNorm(model.norm, model.config.norm_eps).forward(_top(model, branches, held, keys))
     rows = torch.split(hidden, [len(branch.tree.keep) for branch in branches])
     return [_spread(branch.tree, kept) for branch, kept in zip(branches, rows, strict=True)]
 
@@ -59,8 +124,11 @@ def _spread(tree: Tree, hidden_ME: Tensor) -> Tensor:
     return hidden_ME[torch.tensor(tree.source, device=hidden_ME.device)]
 
 
-def _top(model: Llama, branches: Sequence[Branch]) -> Tensor:
-    """[M, E]: final hidden states, before the last norm, of the positions that predict a target."""
+def _top(model: Llama, branches: Sequence[Branch], held: Held, keys: list[Pair] | None) -> Tensor:
+    """[M, E]: final hidden states, before the last norm, of the positions that predict a target.
+
+    `keys` gets the keys and values of all tokens, a pair a layer.
+    """
     reaches: list[tuple[int, tuple[int, ...]]] = []
     keep: list[int] = []
     at = 0
@@ -70,18 +138,36 @@ def _top(model: Llama, branches: Sequence[Branch]) -> Tensor:
         keep += [at + position for position in branch.tree.keep]
         at += branch.tree.size
     rope = rotary(model, torch.cat([positions(b.corpus, b.tree.spans) for b in branches]).to(model.device))
-    x = torch.cat([branch.trunk.states(branch.tree) for branch in branches])
-    attend = attention(model.device, model.config.head_dim, reaches)
-    last = model.config.layers - 1
-    for index in range(min(branches[0].adapter.layers), last):
-        x = block(model, index, [(b.tree.size, b.adapter.layers[index]) for b in branches], x, rope, attend)
+    x = torch.cat([b.states[span.segment] for b in branches for span in b.tree.spans]).to(model.device)
+    first, last = min(branches[0].adapter.layers), model.config.layers - 1
+    rows = torch.tensor(keep, dtype=torch.long, device=model.device)
+    kept = Kept(rows, [(len(b.tree.keep), b.adapter.layers[last]) for b in branches])
+    above = iter(held)
+    inner, outer = (_attention(model, reaches, wanted, above, keys) for wanted in (None, keep))
+    for index in range(first, last):
+        x = block(model, index, [(b.tree.size, b.adapter.layers[index]) for b in branches], x, rope, inner)
     loras = [(b.tree.size, b.adapter.layers[last]) for b in branches]
-    kept = Kept(
-        rows=torch.tensor(keep, device=model.device),
-        loras=[(len(b.tree.keep), b.adapter.layers[last]) for b in branches],
-    )
-    attend = attention(model.device, model.config.head_dim, reaches, keep)
-    return block(model, last, loras, x, rope, attend, kept)
+    return block(model, last, loras, x, rope, outer, kept)
+
+
+def _attention(
+    model: Llama,
+    reaches: Reaches,
+    keep: Sequence[int] | None,
+    held: Iterator[Sequence[Pair]],
+    keys: list[Pair] | None,
+) -> Attend:
+    """For layers in their order: each takes its own of `held`, where there is any, and adds to `keys`."""
+    among = tree_attention(reaches, keep)
+    alone = attention(model.device, model.config.head_dim, reaches, keep)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if keys is not None:
+            keys.append((k, v))
+        given = next(held, ())
+        return among(q, k, v, given) if given else alone(q, k, v)
+
+    return attend
 
 
 class _HeadLoss(torch.autograd.Function):

@@ -19,7 +19,7 @@ from fine_tune_runner.private.batches import Corpus, Tree
 from fine_tune_runner.private.llama import load_llama
 from fine_tune_runner.private.llama_config import LlamaConfig
 from fine_tune_runner.private.lora import Adapter, new_adapter
-from fine_tune_runner.private.shared_prefix import Branch, losses
+from fine_tune_runner.private.shared_prefix import Branch, backward, tokens_at_once
 from fine_tune_runner.private.trunk import Trunk
 from fine_tune_runner.settings import TrainingConfig
 
@@ -119,12 +119,10 @@ class TorchBackend:
 
     @_memory()
     def backward(self, parts: Sequence[tuple[TorchTrainable, Tree, int]]) -> list[float]:
-        """As backend.Backend; all trees go through the base together."""
-        branches = [Branch(tree, own.corpus, own.trunk, own.adapter) for own, tree, _ in parts]
-        totals = losses(self._model, branches)
-        shares = [total / tokens for total, (_, _, tokens) in zip(totals, parts, strict=True)]
-        torch.autograd.backward(shares)
-        return [float(share.detach()) for share in shares]
+        """As backend.Backend; on a GPU all trees go through the base together."""
+        branches = [Branch(tree, own.corpus, own.trunk.states(tree), own.adapter) for own, tree, _ in parts]
+        shares = [1 / tokens for _, _, tokens in parts]
+        return backward(self._model, branches, shares, tokens_at_once(self._model.device))
 
     def settings(self) -> dict[str, Any]:
         """As backend.Backend."""

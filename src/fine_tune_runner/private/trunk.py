@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fine_tune_runner.private.batches import TRUNK_BYTES, Corpus, Span, Tree, make_batch
 from fine_tune_runner.private.flex import attention
-from fine_tune_runner.private.llama import Attend, Llama, block, rotary, tree_attention
+from fine_tune_runner.private.llama import Llama, Pair, block, rotary, tree_attention
 
 CHUNK_TOKENS = 1536
 SPARE_BYTES = 2 << 30  # what a file of hidden states leaves free on the disk
@@ -52,36 +52,33 @@ class Trunk:
         """Whether hidden states are kept; False also where all layers have adapters."""
         return bool(self._kept)
 
-    def states(self, tree: Tree) -> Tensor:
-        """[N, E] of a tree's flat tokens."""
-        if self._kept:
-            device = self._model.device
-            return torch.cat([self._kept[span.segment].to(device) for span in tree.spans])
-        return self._run(tree)
+    def states(self, tree: Tree) -> Mapping[int, Tensor]:
+        """[T, E] of each of the tree's segments, others possibly among them."""
+        return self._kept or self._run(tree)
 
     @torch.no_grad()
-    def _run(self, tree: Tree) -> Tensor:
+    def _run(self, tree: Tree) -> Mapping[int, Tensor]:
         x, rope = self._enter(tree.spans)
         attend = attention(self._model.device, self._model.config.head_dim, tree.reaches)
         for index in range(self._depth):
             x = block(self._model, index, (), x, rope, attend)
-        return x
+        return dict(zip((span.segment for span in tree.spans), _split(x, tree.spans), strict=True))
 
     @torch.no_grad()
     def _fill(self, store: Tensor, chunk_tokens: int) -> None:
         """Every segment once; what later ones continue stays as keys and values until this is done."""
         inner = {parent for segment in self._corpus.segments for parent in segment.path}
-        keys: dict[int, list[tuple[Tensor, Tensor]]] = {segment: [] for segment in inner}
+        keys: dict[int, list[Pair]] = {segment: [] for segment in inner}
         at = 0
         for tree in make_batch(self._corpus, range(len(self._corpus.chats)), chunk_tokens).trees:
             new = [span for span in tree.spans if span.segment not in self._kept]
             x = self._run_on(new, keys) if new else torch.empty(0)
-            for span, part in zip(new, torch.split(x, [span.end - span.start for span in new]), strict=True):
+            for span, part in zip(new, _split(x, new), strict=True):
                 self._kept[span.segment] = store[at : at + len(part)]
                 self._kept[span.segment].copy_(part)
                 at += len(part)
 
-    def _run_on(self, new: Sequence[Span], keys: dict[int, list[tuple[Tensor, Tensor]]]) -> Tensor:
+    def _run_on(self, new: Sequence[Span], keys: dict[int, list[Pair]]) -> Tensor:
         """[N, E] of spans whose ancestors are among them or in `keys`; fills `keys` for later spans."""
         segments = [span.segment for span in new]
         known = sorted({s for segment in segments for s in self._corpus.segments[segment].path} - {*segments})
@@ -90,14 +87,15 @@ class Trunk:
         paths = [tuple(place[s] for s in self._corpus.segments[segment].path) for segment in segments]
         reaches = list(zip(lengths, paths, strict=True))
         x, rope = self._enter(new)
+        attend = tree_attention(reaches)
         for index in range(self._depth):
-            attend = tree_attention(reaches, given=[keys[segment][index] for segment in known])
+            given = [keys[segment][index] for segment in known]
 
-            def keeping(q: Tensor, k: Tensor, v: Tensor, attend: Attend = attend) -> Tensor:
+            def keeping(q: Tensor, k: Tensor, v: Tensor, given: Sequence[Pair] = given) -> Tensor:
                 for segment, *pair in zip(segments, *(torch.split(t, lengths) for t in (k, v)), strict=True):
                     if segment in keys:
                         keys[segment].append((pair[0].clone(), pair[1].clone()))
-                return attend(q, k, v)
+                return attend(q, k, v, given)
 
             x = block(self._model, index, (), x, rope, keeping)
         return x
@@ -108,6 +106,10 @@ class Trunk:
         device = self._model.device
         x = self._model.embed[torch.tensor(tokens, dtype=torch.long, device=device)]
         return x, rotary(self._model, positions(self._corpus, spans).to(device))
+
+
+def _split(x_NE: Tensor, spans: Sequence[Span]) -> tuple[Tensor, ...]:
+    return torch.split(x_NE, [span.end - span.start for span in spans])
 
 
 def positions(corpus: Corpus, spans: Sequence[Span]) -> Tensor:
