@@ -58,7 +58,7 @@ class World:
         self.do: Callable[[Sequence[str]], None] = lambda names: None
 
     def seat(self, context: Any, **training: Any) -> Seat:
-        config = TrainingConfig(rank=2, layers=1, batch_size=4, device="cpu", **training)
+        config = TrainingConfig(**{"rank": 2, "layers": 1, "batch_size": 4, "device": "cpu", **training})
         spec = TrainSpec(base_dir=str(self.base), train_path="", out_dir=context.name, training=config)
         return Seat(context, spec, "tiny", TOKENS, shared=4.0)
 
@@ -159,18 +159,22 @@ def test_what_went_wrong_with_another_is_left_to_its_own_step(world: World) -> N
         train_together(world.seat(ash), world.seat, lambda *_: list(reversed(results)))
 
 
-def test_as_many_sit_as_memory_takes_and_always_one(world: World) -> None:
+@pytest.mark.parametrize(("device", "at_once"), [("cpu", 1), ("cuda", 3)])
+def test_as_many_sit_as_memory_takes_and_always_one(world: World, device: str, at_once: int) -> None:
+    """On a CPU they go through the base one after another."""
     contexts: list[Any] = [Waiting(str(number)) for number in range(5)]
-    seats = [world.seat(context) for context in contexts]
+    seats = [world.seat(context, device=device) for context in contexts]
     assert fitting(seats, 0) == 1
-    # 4 layers of 8 * (4 * 8 + 3 * 16) numbers and two tables of 100 * 8, 4 bytes each; logits.
-    base = 16_640 + 204_800
-    # 4 + 4 * (10 - 4) tokens of 5 * 8 + 2 * 8 + 2 * 16 + 7 * 2 numbers, 2 * 8 * 4 * 10 / 28 of rows' keys and
-    # values, and 8 * (8 + 16) on the way back, 1.15 * 4 bytes each; 2 * (14 * 8 + 4 * 16) numbers of an
-    # adapter, 16 bytes each; hidden states of 1000 tokens, 8 * 4.
-    one = 28 * 1_458 + 5_632 + 32_000
-    assert fitting(seats, round((base + 3 * one) / 0.8) + 10) == 3
-    assert fitting(seats, round((base + 3 * one) / 0.8) - 10) == 2
+    # 4 layers of 8 * (4 * 8 + 3 * 16) numbers, two tables of 100 * 8, and logits; 4 bytes each.
+    base = 16_640 + 102_400
+    # 4 + 4 * (10 - 4) tokens of 5 * 8 + 2 * 8 + 2 * 16 + 7 * 2 numbers, 2 * 8 * 4 * 10 of keys and values,
+    # and 28 * 8 * (8 + 16) on the way back, 1.15 * 4 bytes each.
+    flying = round(1.15 * 4 * (28 * 102 + 640 + 5_376))
+    # 2 * (14 * 8 + 4 * 16) numbers of an adapter, 16 bytes each; 4 + 100 * 6 hidden states of 8 * 4.
+    kept = 5_632 + 604 * 32
+    three = base + at_once * flying + 3 * kept
+    assert fitting(seats, round(three / 0.8) + 10) == 3
+    assert fitting(seats, round(three / 0.8) - 10) == 2
     assert fitting(seats, 1 << 40) == 5
 
 

@@ -15,14 +15,11 @@ import torch
 from torch import Tensor
 
 from fine_tune_runner.private.activations import RmsNorm
-from fine_tune_runner.private.batches import HEAD_ROWS, TREE_TOKENS, Corpus, Part, Tree, cut
+from fine_tune_runner.private.batches import CPU_TOKENS, HEAD_ROWS, TREE_TOKENS, Corpus, Part, Tree, cut
 from fine_tune_runner.private.flex import attention
 from fine_tune_runner.private.llama import Attend, Kept, Llama, Pair, Reaches, block, rotary, tree_attention
 from fine_tune_runner.private.lora import Adapter
 from fine_tune_runner.private.trunk import positions
-
-# At once on a CPU: more makes its products no faster, and each token keeps all that its way back needs.
-CPU_TOKENS = 384
 
 
 @dataclass(frozen=True)

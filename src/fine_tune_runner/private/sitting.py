@@ -6,6 +6,7 @@ How many is decided by memory. It knows runs by their contexts, and no torch.
 from __future__ import annotations
 
 import contextlib
+import platform
 import shutil
 import subprocess
 from collections.abc import Callable, Iterable, Sequence
@@ -17,7 +18,7 @@ import msgspec
 from fine_tune_runner.decoding import threadsafe
 from fine_tune_runner.errors import Interrupted, RunnerError
 from fine_tune_runner.private import train_spec
-from fine_tune_runner.private.batches import HEAD_ROWS, TREE_TOKENS, TRUNK_BYTES
+from fine_tune_runner.private.batches import CPU_TOKENS, HEAD_ROWS, TREE_TOKENS, TRUNK_BYTES
 from fine_tune_runner.private.train_spec import TrainSpec
 from fine_tune_runner.types import Estimate, RunContext, TokenStats, TrainingSummary
 
@@ -122,25 +123,36 @@ class _Shape(msgspec.Struct, frozen=True):
 
 
 def fitting(seats: Sequence[Seat], free: int) -> int:
-    """How many of the seats, from the first on, can train at once in so many free bytes; at least one."""
+    """How many of the seats, from the first on, can train at once in so many free bytes; at least one.
+
+    On a CPU they go through the base one after another, so that what is in flight counts once.
+    """
     config = Path(seats[0].spec.base_dir) / "config.json"
     shape = msgspec.json.decode(config.read_bytes(), type=threadsafe(_Shape))
-    count, left = 0, USED * free - _base_bytes(seats[0].spec, shape)
-    flying = 0
+    on_cpu = _on_cpu(seats[0].spec)
+    count, room = 0, float(CPU_TOKENS if on_cpu else TREE_TOKENS)
+    left, flying = USED * free - _base_bytes(seats[0].spec, shape), 0
     for seat in seats:
-        tokens = min(TREE_TOKENS - flying, _step_tokens(seat))
-        flying += tokens
-        left -= tokens * _token_bytes(seat, shape) + _kept_bytes(seat, shape)
-        if left < 0:
+        rows = _rows(seat, room)
+        one = _flying_bytes(seat, shape, rows)
+        flying = max(flying, one) if on_cpu else flying + one
+        left -= _kept_bytes(seat, shape)
+        if left < flying:
             break
         count += 1
+        room = room if on_cpu else max(0.0, room - _tokens(seat, rows))
     return max(1, count)
 
 
-def _step_tokens(seat: Seat) -> int:
-    """Tokens of an optimizer step, what its rows share counted once."""
+def _on_cpu(spec: TrainSpec) -> bool:
+    elsewhere = platform.system() == "Darwin" or shutil.which("nvidia-smi")
+    return spec.training.device == "cpu" or (spec.training.device == "auto" and not elsewhere)
+
+
+def _rows(seat: Seat, room: float) -> float:
+    """How many rows of a step go through at once where what they do not share has so much room."""
     training = train_spec.resolve(seat.spec.training, Path(seat.spec.base_dir))
-    return round(seat.shared + (training.batch_size or 1) * (seat.tokens.mean - seat.shared))
+    return min(training.batch_size or 1, max(1.0, room / max(1.0, seat.tokens.mean - seat.shared)))
 
 
 def _trained_layers(spec: TrainSpec) -> int:
@@ -155,25 +167,31 @@ def _size(spec: TrainSpec) -> int:
 def _base_bytes(spec: TrainSpec, shape: _Shape) -> int:
     layer = shape.hidden_size * (4 * shape.hidden_size + 3 * shape.intermediate_size)
     numbers = shape.num_hidden_layers * layer + 2 * shape.vocab_size * shape.hidden_size
-    logits = HEAD_ROWS * shape.vocab_size * 8  # made once a pass, in float32 and in the forward's own kind
+    logits = HEAD_ROWS * shape.vocab_size * (4 if _size(spec) == 4 else 4 + _size(spec))  # in float32 besides
     return numbers * _size(spec) // (4 if spec.training.dtype == "nf4" else 1) + logits
 
 
-def _token_bytes(seat: Seat, shape: _Shape) -> int:
-    """What a token in flight keeps for the backward pass, and the way back through one layer on top.
+def _tokens(seat: Seat, rows: float) -> float:
+    """Of so many rows, what they share counted once."""
+    return seat.shared + rows * (seat.tokens.mean - seat.shared)
 
-    A layer keeps two inputs, heads, attention's output twice, gate and up, low-rank results; and each row has
-    keys and values of its whole length side by side. With logits and what is kept between steps, MiB, against
-    peak less loaded base: SmolLM2-135M in float32, 1,624 tokens a step, 831 for 762 (last 10 layers) and
-    1,984 for 1,990 (all). bfloat16: not measured.
+
+def _flying_bytes(seat: Seat, shape: _Shape, rows: float) -> int:
+    """What so many rows keep for the backward pass, and the way back through one layer on top.
+
+    A layer keeps two inputs, heads, attention's output twice, gate and up, low-rank results, for every token;
+    and each row has keys and values of its whole length side by side. With logits and what is kept between
+    steps, MiB, against peak less loaded base: SmolLM2-135M in float32, TODO.
+    bfloat16: not measured.
     """
     wide = shape.hidden_size
     keys = wide * (shape.num_key_value_heads or shape.num_attention_heads) // shape.num_attention_heads
     training = train_spec.resolve(seat.spec.training, Path(seat.spec.base_dir))
-    joined = 2 * keys * (training.batch_size or 1) * seat.tokens.mean / _step_tokens(seat)
-    layer = 5 * wide + 2 * keys + 2 * shape.intermediate_size + 7 * training.rank + round(joined)
-    way_back = 8 * (wide + shape.intermediate_size)
-    return round(HEAP * (_trained_layers(seat.spec) * layer + way_back) * _size(seat.spec))
+    tokens = _tokens(seat, rows)
+    layer = tokens * (5 * wide + 2 * keys + 2 * shape.intermediate_size + 7 * training.rank)
+    joined = 2 * keys * rows * seat.tokens.mean
+    way_back = tokens * 8 * (wide + shape.intermediate_size)
+    return round(HEAP * (_trained_layers(seat.spec) * (layer + joined) + way_back) * _size(seat.spec))
 
 
 def _kept_bytes(seat: Seat, shape: _Shape) -> int:
@@ -181,10 +199,9 @@ def _kept_bytes(seat: Seat, shape: _Shape) -> int:
     layers = _trained_layers(seat.spec)
     widths = 14 * shape.hidden_size + 4 * shape.intermediate_size  # in and out of the seven linears
     adapter = layers * seat.spec.training.rank * widths * 16
-    trunk = (
-        0 if layers == shape.num_hidden_layers else seat.tokens.total * shape.hidden_size * _size(seat.spec)
-    )
-    return adapter + min(trunk, TRUNK_BYTES)
+    rows = seat.tokens.total / max(1.0, seat.tokens.mean)
+    tokens = 0 if layers == shape.num_hidden_layers else _tokens(seat, rows)
+    return adapter + min(round(tokens * shape.hidden_size) * _size(seat.spec), TRUNK_BYTES)
 
 
 def free_bytes(spec: TrainSpec) -> int:
