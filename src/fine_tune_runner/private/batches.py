@@ -22,7 +22,7 @@ MIN_GROUPED, GROUP_WINDOW = 64, 8
 TREE_TOKENS = 16_384  # a step with more is cut into several trees, each with what its rows share
 # On a CPU so many go through at once: more makes products no faster, and all that a token keeps for the way
 # back is kept for as many.
-CPU_TOKENS = 384
+CPU_TOKENS = 512
 HEAD_ROWS = 256  # positions whose logits exist at once
 TRUNK_BYTES = 2 << 30  # memory for the hidden states that leave the frozen layers, a client
 

@@ -80,7 +80,7 @@ def load_llama(
 
     def layer(index: int) -> Layer:
         def stack(*modules: str) -> Tensor:
-            return torch.cat([take(f"model.layers.{index}.{module}.weight") for module in modules])
+            return take(*(f"model.layers.{index}.{module}.weight" for module in modules))
 
         def frozen(*modules: str) -> Tensor | Packed:
             return pack(stack(*modules)) if four_bit else stack(*modules)
@@ -105,7 +105,8 @@ def load_llama(
     )
 
 
-def _tensors(folder: Path, device: torch.device | str, dtype: torch.dtype) -> Callable[[str], Tensor]:
+def _tensors(folder: Path, device: torch.device | str, dtype: torch.dtype) -> Callable[..., Tensor]:
+    """take(name, ...) -> these weights, one below the other."""
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise MissingModel(
@@ -113,13 +114,16 @@ def _tensors(folder: Path, device: torch.device | str, dtype: torch.dtype) -> Ca
         )
     where = {key: path for path in files for key in _keys(path)}
 
-    def take(key: str) -> Tensor:
+    def mapped(key: str) -> Tensor:
         if key not in where:
             raise TrainingError(f"{folder}: tensor {key} is missing; the base is incomplete, fetch it anew")
-        # Opened for each tensor, and copied: all that was read of a file that is mapped stays in memory.
         with safe_open(str(where[key]), framework="pt") as reader:
-            tensor: Tensor = reader.get_tensor(key).to(device, dtype, copy=True)
+            tensor: Tensor = reader.get_tensor(key)
         return tensor
+
+    def take(*keys: str) -> Tensor:
+        # A copy, and the files opened anew each time: what was read of a mapped file stays in memory.
+        return torch.cat([mapped(key).to(device, dtype) for key in keys])
 
     return take
 
@@ -217,14 +221,10 @@ def tree_attention(reaches: Reaches, keep: Sequence[int] | None = None) -> TreeA
                 continue  # nothing in this span predicts anything
             path = (*reaches[span][1], len(given) + span)
             query = queries[span] if rows is None else queries[span][torch.tensor(rows, device=q.device)]
-            out.append(_attention(query, _joined(keys, path), _joined(values, path), mask))
-        return torch.cat(out) if out else q.new_zeros(0, q.shape[1] * q.shape[2])
+            out.append(_attention(query, [keys[i] for i in path], [values[i] for i in path], mask))
+        return _joined(out) if out else q.new_zeros(0, q.shape[1] * q.shape[2])
 
     return attend
-
-
-def _joined(parts: Sequence[Tensor], path: tuple[int, ...]) -> Tensor:
-    return parts[path[0]] if len(path) == 1 else torch.cat([parts[i] for i in path])
 
 
 def _rows_of_spans(lengths: Sequence[int], keep: Sequence[int] | None) -> list[list[int] | None]:
@@ -260,13 +260,40 @@ def _masks(
     return masks
 
 
-def _attention(q_MHD: Tensor, k_SKD: Tensor, v_SKD: Tensor, mask_MS: Tensor | None) -> Tensor:
-    """[M, H * D]; causal where there is no mask."""
-    q, k, v = (x.transpose(0, 1)[None] for x in (q_MHD, k_SKD, v_SKD))
-    out = functional.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask_MS, is_causal=mask_MS is None, enable_gqa=True
-    )
+def _attention(
+    q_MHD: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], mask_MS: Tensor | None
+) -> Tensor:
+    """[M, H * D]; causal where there is no mask. Keys and values, [S, K, D], come in parts.
+
+    These are joined, and for the way back joined again: kept, they would be what rows share once a row.
+    """
+    q, k, v = map(_headed, (q_MHD, _joined(keys), _joined(values)))
+    parts = {_place(x): [own.detach() for own in side] for x, side in ((k, keys), (v, values)) if side[1:]}
+
+    def pack(saved: Tensor) -> Tensor | list[Tensor]:
+        return parts.get(_place(saved), saved)
+
+    def unpack(kept: Tensor | list[Tensor]) -> Tensor:
+        return kept if isinstance(kept, Tensor) else _headed(torch.cat(kept))
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        out = functional.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask_MS, is_causal=mask_MS is None, enable_gqa=True
+        )
     return out[0].transpose(0, 1).flatten(1)
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return torch.cat(list(parts)) if parts[1:] else parts[0]
+
+
+def _place(x: Tensor) -> tuple[int, torch.Size]:
+    return x.data_ptr(), x.shape
+
+
+def _headed(x_NHD: Tensor) -> Tensor:
+    """[1, H, N, D]."""
+    return x_NHD.transpose(0, 1)[None]
 
 
 def logits(model: Llama, tokens_N: Tensor, adapter: Adapter | None = None) -> Tensor:

@@ -178,8 +178,10 @@ class _HeadLoss(torch.autograd.Function):
     def forward(ctx: Any, hidden_ME: Tensor, head_VE: Tensor, targets_M: Tensor) -> Tensor:
         grads = torch.empty_like(hidden_ME)
         total = torch.zeros((), device=hidden_ME.device)
-        for start in range(0, hidden_ME.shape[0], HEAD_ROWS):
-            part = slice(start, start + HEAD_ROWS)
+        rows = hidden_ME.shape[0]
+        slices = -(-rows // HEAD_ROWS)  # of one size: a last one of a few rows costs almost as much
+        for number in range(slices):
+            part = slice(rows * number // slices, rows * (number + 1) // slices)
             logits, target = (hidden_ME[part] @ head_VE.T).float(), targets_M[part, None]
             logits.sub_(logits.amax(1, keepdim=True))
             total -= logits.gather(1, target).sum()
