@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 
 from fine_tune_runner.dataset.taxonomy import Taxonomy
 from fine_tune_runner.evaluation.clauses import ASIDE, COUNTED, STATES, VERDICT_PART
@@ -100,16 +100,8 @@ class Agreement:
 def agreement(answer: str, question: Question, taxonomy: Taxonomy, phrases: Phrases) -> Agreement:
     """Compare what an answer asserts and advises with what is known of the question's cause and of others."""
     known = _causes(taxonomy)
-    asked = known.statement(fold(question.text)).words
-
-    def weight(word: str) -> float:
-        return known.rarity(word) * (ECHO_WEIGHT if word in asked else 1.0)
-
-    told, advised = _parts(question.reference)
-    own = [known.statement(clause) for text in told for clause in clauses(text)]
-    own += [s for label in sorted(question.right) for s in known.of.get(label, ())]
-    own += [known.statement(fold(alias)) for alias in question.aliases]
-    diagnosis = frozenset[str]().union(*(known.statement(text).words for text in told))
+    expected = _expected(question.text, question.reference, question.right, question.aliases, taxonomy)
+    own, weight = expected.statements, expected.weight
     found, said, advice = Agreement(), set[str](), set[str]()
     listed: list[str] = []
     place = f"{question.text}\n{question.reference}".casefold()
@@ -128,11 +120,9 @@ def agreement(answer: str, question: Question, taxonomy: Taxonomy, phrases: Phra
             listed = _items(sentence.text)
             continue
         for clause in (*_asserted(sentence.text, phrases, place), *_chosen(sentence.text, listed)):
-            said |= _add(found, clause, known, own, question.right, weight, index) & diagnosis
-    found.covered = _worth(said, weight) / (_worth(diagnosis, weight) or 1.0)
-    remedy = frozenset[str]().union(*(known.objects(text) for text in advised))
-    remedy |= frozenset[str]().union(*(known.fixes.get(label, frozenset()) for label in question.right))
-    found.fix = _worth(advice & remedy, weight)
+            said |= _add(found, clause, known, own, question.right, weight, index) & expected.diagnosis
+    found.covered = _worth(said, weight) / (_worth(expected.diagnosis, weight) or 1.0)
+    found.fix = _worth(advice & expected.remedy, weight)
     others = [fix for label, fix in known.fixes.items() if label not in question.right]
     found.other_fix = max((_worth(advice & fix, weight) for fix in others), default=0.0)
     return found
@@ -220,12 +210,44 @@ def _worth(words: Iterable[str], weight: Weight) -> float:
     return math.fsum(map(weight, words))
 
 
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What is known of a question's cause: statements, and words of the diagnosis and of the remedy."""
+
+    statements: list[Statement]
+    diagnosis: frozenset[str]
+    remedy: frozenset[str]
+    weight: Weight
+
+
+@lru_cache(maxsize=2048)
+def _expected(
+    asked: str, reference: str, right: frozenset[str], aliases: tuple[str, ...], taxonomy: Taxonomy
+) -> Expected:
+    known = _causes(taxonomy)
+    told, advised = _parts(reference)
+    statements = [known.statement(clause) for text in told for clause in clauses(text)]
+    statements += [s for label in sorted(right) for s in known.of.get(label, ())]
+    statements += [known.statement(fold(alias)) for alias in aliases]
+    remedy = frozenset[str]().union(*(known.objects(text) for text in advised))
+    remedy |= frozenset[str]().union(*(known.fixes.get(label, frozenset()) for label in right))
+    diagnosis = frozenset[str]().union(*(known.statement(text).words for text in told))
+    return Expected(statements, diagnosis, remedy, _weight(known.statement(fold(asked)).words, known))
+
+
+def _weight(echo: frozenset[str], known: Causes) -> Weight:
+    @cache
+    def weight(word: str) -> float:
+        return known.rarity(word) * (ECHO_WEIGHT if word in echo else 1.0)
+
+    return weight
+
+
 @lru_cache(maxsize=8)
 def _causes(taxonomy: Taxonomy) -> Causes:
     return Causes(tuple(taxonomy.causes.values()))
 
 
-@lru_cache(maxsize=2048)
 def _parts(reference: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """(diagnosis, advice) of a reference, its `Root cause:` line left out."""
     told: list[str] = []

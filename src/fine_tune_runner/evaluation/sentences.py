@@ -7,6 +7,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from fine_tune_runner.evaluation.clauses import ASIDE, VERDICT_PART
 from fine_tune_runner.evaluation.phrases import fold
@@ -100,7 +101,8 @@ def _joined(lines: list[str]) -> Iterator[str]:
         yield lead
 
 
-def sentences(answer: str) -> list[Sentence]:
+@lru_cache(maxsize=64)  # an answer's are asked for by each who reads it
+def sentences(answer: str) -> tuple[Sentence, ...]:
     """The answer's own sentences in order, quotations taken out."""
     found: list[Sentence] = []
     after_fix = False
@@ -117,7 +119,7 @@ def sentences(answer: str) -> list[Sentence]:
                 after_fix = False
             if text:
                 found.append(Sentence(text, after_fix, aside))
-    return found
+    return tuple(found)
 
 
 def _without_quotes(block: str) -> str:

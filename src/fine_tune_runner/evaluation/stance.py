@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from itertools import pairwise
 
 from fine_tune_runner.evaluation.clauses import (
@@ -153,8 +154,9 @@ def read(answer: str, phrases: Phrases, asked: str = "", reference: str = "") ->
         elif CONFIRMS.search(sentence.text):
             judged = _but_names(judged, _confirmed(before, sentence.text, phrases, known))
         before = sentence.text
-        for label in [label for label, words in judged.named.items() if words <= echo]:
-            del judged.asserted[label]
+        told_again = {label for label, words in judged.named.items() if words <= echo}
+        asserted = {label: text for label, text in judged.asserted.items() if label not in told_again}
+        judged = replace(judged, asserted=asserted)
         _add(whole, judged, sentence, index, advising)
         advising = advising or _instructs(sentence.text)
     return whole
@@ -241,8 +243,12 @@ def _acquitted(text: str, affirmed: Mapping[str, str]) -> list[str]:
     return [label for label, said in affirmed.items() if told & {word.text for word in words_of(said)}]
 
 
+@lru_cache(maxsize=256)  # stance and agreement ask for the same sentences
 def judge(sentence: str, phrases: Phrases, known: str = "") -> Reading:
-    """What one sentence affirms and doubts, arm by arm: "it looks like X, but the cause is Y"."""
+    """What one sentence affirms and doubts, arm by arm: "it looks like X, but the cause is Y".
+
+    The same value for all who ask: not to be changed.
+    """
     text = RELATIVE_MODAL.sub(_blank, CONCEDED.sub(_blank, AFFIRMING.sub(_blank, sentence)))
     found = Reading()
     retract = PATTERNS["retract"].search(text)
