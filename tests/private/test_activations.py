@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -102,9 +104,29 @@ def test_a_layer_keeps_neither_norms_nor_products(tmp_path: Path) -> None:
     x, rope = drawn(tokens, 64), rotary(model, torch.arange(tokens))
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         block(model, 0, [(tokens, adapter.layers[0])], x, rope, tree_attention([(tokens, ())]))
-    entries = 64 + (64 + 2 * 32) + 2 * 64 + 64 + 2 * 128  # attention's output twice: as made, and laid flat
+    entries = 64 + (64 + 2 * 32) + 64 + 64 + 2 * 128
     small = 7 + 4 + 16  # low-rank results, attention's normalisers, cos and sin
     assert sum(kept.values()) / tokens <= entries + small
+
+
+def test_keys_of_a_whole_row_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What rows share would be kept once a row; it is joined again on the way back."""
+    hooks = torch.autograd.graph.saved_tensors_hooks
+    kept: list[Any] = []
+
+    def recording(pack: Callable[[Tensor], Any], unpack: Callable[[Any], Tensor]) -> Any:
+        def packed(saved: Tensor) -> Any:
+            kept.append(pack(saved))
+            return kept[-1]
+
+        return hooks(packed, unpack)
+
+    monkeypatch.setattr(torch.autograd.graph, "saved_tensors_hooks", recording)
+    q, k, v = (drawn(9 * heads, 8).view(9, heads, 8).requires_grad_() for heads in (4, 2, 2))
+    tree_attention([(5, ()), (2, (0,)), (2, (0,))])(q, k, v)
+    whole = (1, 2, 5 + 2, 8)
+    assert [[len(part) for part in one] for one in kept if isinstance(one, list)] == [[5, 2]] * 4
+    assert whole not in [one.shape for one in kept if isinstance(one, Tensor)]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

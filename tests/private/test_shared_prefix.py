@@ -173,32 +173,33 @@ def branches(model: Llama, cases: list[list[Row]]) -> tuple[list[Branch], list[A
     return made, adapters
 
 
-def test_clients_together_have_the_losses_and_gradients_of_each_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("at_once", [TREE_TOKENS, 40])
+def test_clients_together_have_the_losses_and_gradients_of_each_alone(tmp_path: Path, at_once: int) -> None:
     model = load_llama(make_tiny_llama(tmp_path, layers=3))
     cases = [CASES[name] for name in ("several lengths", "two prompts", "multi-turn")]
     together, adapters = branches(model, cases)
-    values = losses(model, together)
-    torch.autograd.backward(values)
+    values = backward(model, together, [1.0] * len(together), at_once)
     alone, single = branches(model, cases)
     for place, branch in enumerate(alone):
         (value,) = losses(model, [branch])
         value.backward()
-        torch.testing.assert_close(values[place], value, rtol=1e-5, atol=0)
+        assert values[place] == pytest.approx(float(value.detach()), rel=1e-5)
         reference: dict[str, torch.Tensor | None] = dict(gradients(single[place]))
         assert worst_difference(gradients(adapters[place]), reference) < 1e-4
 
 
+@pytest.mark.parametrize("at_once", [TREE_TOKENS, 40])
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), 1e30])
-def test_a_poisoned_client_changes_no_bit_of_the_others(tmp_path: Path, poison: float) -> None:
+def test_a_poisoned_client_changes_no_bit_of_the_others(tmp_path: Path, poison: float, at_once: int) -> None:
     model = load_llama(make_tiny_llama(tmp_path, layers=3))
     cases = [CASES["several lengths"], CASES["multi-turn"], CASES["two prompts"]]
     clean, adapters = branches(model, cases)
-    torch.autograd.backward(losses(model, clean))
+    backward(model, clean, [1.0] * len(clean), at_once)
     bad, poisoned = branches(model, cases)
     with torch.no_grad():
         for tensor in poisoned[1].parameters():
             tensor.fill_(poison)
-    torch.autograd.backward(losses(model, bad))
+    backward(model, bad, [1.0] * len(bad), at_once)
     for place in (0, 2):
         for mine, theirs in zip(poisoned[place].parameters(), adapters[place].parameters(), strict=True):
             assert mine.grad is not None

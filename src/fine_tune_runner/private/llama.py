@@ -7,6 +7,7 @@ sets or optimizers. Axes: N tokens, E hidden, H query heads, K key heads, D head
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -276,7 +277,8 @@ def _attention(
     def unpack(kept: Tensor | list[Tensor]) -> Tensor:
         return kept if isinstance(kept, Tensor) else _headed(torch.cat(kept))
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+    again = torch.autograd.graph.saved_tensors_hooks(pack, unpack) if parts else contextlib.nullcontext()
+    with again:
         out = functional.scaled_dot_product_attention(
             q, k, v, attn_mask=mask_MS, is_causal=mask_MS is None, enable_gqa=True
         )

@@ -52,22 +52,22 @@ def backward(model: Llama, branches: Sequence[Branch], shares: Sequence[float], 
     keys and values as given and collect the gradients of them, with which its own way back begins.
     """
     if sum(branch.tree.size for branch in branches) <= tokens:
-        return _there_and_back(model, branches, shares, (), ())
+        return _forward_backward(model, branches, shares, (), ())
     return [
         sum(
-            _there_and_back(model, [replace(branch, tree=part.tree)], [share], (), part.then)[0]
+            _forward_backward(model, [replace(branch, tree=part.tree)], [share], (), part.then)[0]
             for part in cut(branch.tree, tokens)
         )
         for branch, share in zip(branches, shares, strict=True)
     ]
 
 
-def _there_and_back(
+def _forward_backward(
     model: Llama, branches: Sequence[Branch], shares: Sequence[float], held: Held, then: Sequence[Part]
 ) -> list[float]:
     """As `backward`; `then` continue the only span of the only branch, and count in its loss."""
     keys: list[Pair] = []
-    totals = _losses(model, branches, held, keys if then else None)
+    totals = losses(model, branches, held, keys if then else None)
     values = [total * share for total, share in zip(totals, shares, strict=True)]
     found = [float(value.detach()) for value in values]
     if not then:
@@ -76,22 +76,21 @@ def _there_and_back(
     leaves = [(k.detach().requires_grad_(), v.detach().requires_grad_()) for k, v in keys]
     below = [(*above, own) for above, own in zip(held or [()] * len(leaves), leaves, strict=True)]
     for part in then:
-        (value,) = _there_and_back(model, [replace(branches[0], tree=part.tree)], shares, below, part.then)
+        (value,) = _forward_backward(model, [replace(branches[0], tree=part.tree)], shares, below, part.then)
         found[0] += value
     ends = [x for pair in keys for x in pair]
     torch.autograd.backward([*values, *ends], [*[None] * len(values), *(x.grad for p in leaves for x in p)])
     return found
 
 
-def losses(model: Llama, branches: Sequence[Branch]) -> list[Tensor]:
-    """For each branch the cross-entropy of its targets, summed."""
-    return _losses(model, branches)
-
-
-def _losses(
+def losses(
     model: Llama, branches: Sequence[Branch], held: Held = (), keys: list[Pair] | None = None
 ) -> list[Tensor]:
-    hidden = _predicting(model, branches, held, keys)
+    """For each branch the cross-entropy of its targets, summed.
+
+    A branch that continues `held` is alone. `keys` gets the keys and values of all tokens, a pair a layer.
+    """
+    hidden = predicting(model, branches, held, keys)
     return [_loss(model, branch.tree, own) for branch, own in zip(branches, hidden, strict=True)]
 
 
@@ -101,14 +100,13 @@ def _loss(model: Llama, tree: Tree, hidden_ME: Tensor) -> Tensor:
     return total
 
 
-def predicting(model: Llama, branches: Sequence[Branch]) -> list[Tensor]:
-    """For each branch [len(targets), E]: hidden states, after the last norm, that predict its targets."""
-    return _predicting(model, branches)
-
-
-def _predicting(
+def predicting(
     model: Llama, branches: Sequence[Branch], held: Held = (), keys: list[Pair] | None = None
 ) -> list[Tensor]:
+    """For each branch [len(targets), E]: hidden states, after the last norm, that predict its targets.
+
+    `held` and `keys` as in `losses`.
+    """
     hidden = RmsNorm(model.norm, model.config.norm_eps).forward(_top(model, branches, held, keys))
     rows = torch.split(hidden, [len(branch.tree.keep) for branch in branches])
     return [_spread(branch.tree, kept) for branch, kept in zip(branches, rows, strict=True)]
@@ -122,10 +120,7 @@ def _spread(tree: Tree, hidden_ME: Tensor) -> Tensor:
 
 
 def _top(model: Llama, branches: Sequence[Branch], held: Held, keys: list[Pair] | None) -> Tensor:
-    """[M, E]: final hidden states, before the last norm, of the positions that predict a target.
-
-    `keys` gets the keys and values of all tokens, a pair a layer.
-    """
+    """[M, E]: final hidden states, before the last norm, of the positions that predict a target."""
     reaches: list[tuple[int, tuple[int, ...]]] = []
     keep: list[int] = []
     at = 0
