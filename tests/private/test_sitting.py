@@ -167,9 +167,9 @@ def test_as_many_sit_as_memory_takes_and_always_one(world: World, device: str, a
     assert fitting(seats, 0) == 1
     # 4 layers of 8 * (4 * 8 + 3 * 16) numbers, two tables of 100 * 8, and logits; 4 bytes each.
     base = 16_640 + 102_400
-    # 4 + 4 * (10 - 4) tokens of 5 * 8 + 2 * 8 + 2 * 16 + 7 * 2 numbers, 2 * 8 * 4 * 10 of keys and values,
-    # and 28 * 8 * (8 + 16) on the way back, 1.15 * 4 bytes each.
-    flying = round(1.15 * 4 * (28 * 102 + 640 + 5_376))
+    # 4 + 4 * (10 - 4) tokens of 5 * 8 + 2 * 8 + 2 * 16 + 7 * 2 numbers, and 8 * (8 + 16) on the way back,
+    # 1.25 * 4 bytes each.
+    flying = round(1.25 * 4 * 28 * (102 + 192))
     # 2 * (14 * 8 + 4 * 16) numbers of an adapter, 16 bytes each; 4 + 100 * 6 hidden states of 8 * 4.
     kept = 5_632 + 604 * 32
     three = base + at_once * flying + 3 * kept

@@ -26,7 +26,7 @@ Trainer = Callable[
     [Sequence[TrainSpec], Callable[[int, dict[str, Any]], None], Callable[[], bool]],
     Sequence[TrainingSummary | RunnerError],
 ]
-HEAP = 1.15  # what malloc holds besides, as measured
+HEAP = 1.25  # what malloc holds besides, as measured
 USED = 0.8  # share of the memory that is free now
 CGROUP = Path("/sys/fs/cgroup")
 
@@ -179,9 +179,9 @@ def _tokens(seat: Seat, rows: float) -> float:
 def _flying_bytes(seat: Seat, shape: _Shape, rows: float) -> int:
     """What so many rows keep for the backward pass, and the way back through one layer on top.
 
-    A layer keeps two inputs, heads, attention's output twice, gate and up, low-rank results, for every token;
-    and each row has keys and values of its whole length side by side. With logits and what is kept between
-    steps, MiB, against peak less loaded base: SmolLM2-135M in float32, TODO.
+    A layer keeps two inputs, heads, attention's output twice, gate and up, low-rank results, for every token.
+    With logits and what is kept between steps, MiB, against peak less loaded base: SmolLM2-135M in float32,
+    112 rows of 707 tokens with 576 in common, 536 for 563 (last 10 layers) and 1,221 for 1,211 (all).
     bfloat16: not measured.
     """
     wide = shape.hidden_size
@@ -189,9 +189,8 @@ def _flying_bytes(seat: Seat, shape: _Shape, rows: float) -> int:
     training = train_spec.resolve(seat.spec.training, Path(seat.spec.base_dir))
     tokens = _tokens(seat, rows)
     layer = tokens * (5 * wide + 2 * keys + 2 * shape.intermediate_size + 7 * training.rank)
-    joined = 2 * keys * rows * seat.tokens.mean
     way_back = tokens * 8 * (wide + shape.intermediate_size)
-    return round(HEAP * (_trained_layers(seat.spec) * (layer + joined) + way_back) * _size(seat.spec))
+    return round(HEAP * (_trained_layers(seat.spec) * layer + way_back) * _size(seat.spec))
 
 
 def _kept_bytes(seat: Seat, shape: _Shape) -> int:
