@@ -166,7 +166,7 @@ def test_as_many_sit_as_memory_takes_and_always_one(world: World, device: str, a
     seats = [world.seat(context, device=device) for context in contexts]
     assert fitting(seats, 0) == 1
     # 4 layers of 8 * (4 * 8 + 3 * 16) numbers, two tables of 100 * 8, and logits; 4 bytes each.
-    base = 16_640 + 102_400
+    base = 16_640 + 153_600
     # 4 + 4 * (10 - 4) tokens of 5 * 8 + 2 * 8 + 2 * 16 + 7 * 2 numbers, and 8 * (8 + 16) on the way back,
     # 1.25 * 4 bytes each.
     flying = round(1.25 * 4 * 28 * (102 + 192))

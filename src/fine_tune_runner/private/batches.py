@@ -23,7 +23,7 @@ TREE_TOKENS = 16_384  # a step with more is cut into several trees, each with wh
 # On a CPU so many go through at once: more makes products no faster, and all that a token keeps for the way
 # back is kept for as many.
 CPU_TOKENS = 512
-HEAD_ROWS = 256  # positions whose logits exist at once
+HEAD_ROWS = 384  # positions whose logits exist at once
 TRUNK_BYTES = 2 << 30  # memory for the hidden states that leave the frozen layers, a client
 
 

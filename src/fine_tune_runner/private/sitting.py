@@ -181,7 +181,7 @@ def _flying_bytes(seat: Seat, shape: _Shape, rows: float) -> int:
 
     A layer keeps two inputs, heads, attention's output twice, gate and up, low-rank results, for every token.
     With logits and what is kept between steps, MiB, against peak less loaded base: SmolLM2-135M in float32,
-    112 rows of 707 tokens with 576 in common, 536 for 563 (last 10 layers) and 1,221 for 1,211 (all).
+    112 rows of 707 tokens with 576 in common, 560 for 563 (last 10 layers) and 1,245 for 1,211 (all).
     bfloat16: not measured.
     """
     wide = shape.hidden_size
