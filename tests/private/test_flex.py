@@ -215,7 +215,9 @@ def test_a_model_elsewhere_meets_no_tensor_of_the_cpu(tmp_path: Path, dtype: tor
     adapter = drawn.like([p.detach().to("meta").requires_grad_() for p in drawn.parameters()])
     tree = make_tree(corpus, [0, 1])
     branch = Branch(tree, corpus, Trunk(model, corpus, 1, memory_bytes=0).states(tree), adapter)
-    torch.autograd.backward(losses(model, [branch, branch]))
+    # Kept states lie in the CPU's memory, also beside a client whose states were not kept.
+    kept = {segment: torch.zeros(*x.shape, dtype=x.dtype) for segment, x in branch.states.items()}
+    torch.autograd.backward(losses(model, [branch, replace(branch, states=kept)]))
     gradients = [p.grad for p in adapter.parameters() if p.grad is not None]
     assert {(g.device.type, g.dtype) for g in gradients} == {("meta", torch.float32)}
     assert len(gradients) == len(adapter.parameters())

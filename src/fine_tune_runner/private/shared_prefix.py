@@ -130,7 +130,7 @@ def _top(model: Llama, branches: Sequence[Branch], held: Held, keys: list[Pair] 
         keep += [at + position for position in branch.tree.keep]
         at += branch.tree.size
     rope = rotary(model, torch.cat([positions(b.corpus, b.tree.spans) for b in branches]).to(model.device))
-    x = torch.cat([b.states[span.segment] for b in branches for span in b.tree.spans]).to(model.device)
+    x = torch.cat([b.states[span.segment].to(model.device) for b in branches for span in b.tree.spans])
     first, last = min(branches[0].adapter.layers), model.config.layers - 1
     rows = torch.tensor(keep, dtype=torch.long, device=model.device)
     kept = Kept(rows, [(len(b.tree.keep), b.adapter.layers[last]) for b in branches])
