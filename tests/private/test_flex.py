@@ -221,3 +221,12 @@ def test_a_model_elsewhere_meets_no_tensor_of_the_cpu(tmp_path: Path, dtype: tor
     gradients = [p.grad for p in adapter.parameters() if p.grad is not None]
     assert {(g.device.type, g.dtype) for g in gradients} == {("meta", torch.float32)}
     assert len(gradients) == len(adapter.parameters())
+
+
+def test_given_spans_are_seen_as_the_plain_attention_sees_them() -> None:
+    reaches = [(3, (0,)), (2, (0, 1))]  # both continue the given span
+    q, k, v = heads(reaches)
+    given = [(k[:2] + 1, v[:2] - 1)]
+    own = tried_attention(reaches, None, CPU, lambda: by_blocks)(q, k, v, given)
+    assert torch.equal(own, tree_attention(reaches)(q, k, v, given))
+    assert not torch.equal(own, tree_attention([(3, ()), (2, (0,))])(q, k, v))

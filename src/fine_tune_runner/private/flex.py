@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fine_tune_runner.private.llama import Attend, Reaches, tree_attention
+from fine_tune_runner.private.llama import Attend, Pair, Reaches, TreeAttend, tree_attention
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -29,7 +29,7 @@ Kernel = Callable[..., Tensor]
 
 def attention(
     device: torch.device, head_dim: int, reaches: Reaches, keep: Sequence[int] | None = None
-) -> Attend:
+) -> TreeAttend:
     """The way of `reaches` and `keep`, as llama.tree_attention takes them, that suits this device."""
     if device.type == "cuda" and head_dim >= MIN_HEAD_DIM:
         return tried_attention(reaches, keep, device, compiled)
@@ -38,16 +38,20 @@ def attention(
 
 def tried_attention(
     reaches: Reaches, keep: Sequence[int] | None, device: torch.device, kernel: Callable[[], Kernel]
-) -> Attend:
-    """block_attention where the kernel runs here with the first call's heads, else tree_attention."""
+) -> TreeAttend:
+    """block_attention where the kernel runs here with the first call's heads, else tree_attention.
+
+    Spans that are given are for tree_attention alone.
+    """
+    among = tree_attention(reaches, keep)
     chosen: list[Attend] = []  # at the first layer, for all
 
-    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(q: Tensor, k: Tensor, v: Tensor, given: Sequence[Pair] = ()) -> Tensor:
+        if given:
+            return among(q, k, v, given)
         if not chosen:
             runs = _runs(kernel, device, q.dtype, q.shape[1], k.shape[1], q.shape[2])
-            chosen.append(
-                block_attention(reaches, keep, device, kernel()) if runs else tree_attention(reaches, keep)
-            )
+            chosen.append(block_attention(reaches, keep, device, kernel()) if runs else among)
         return chosen[0](q, k, v)
 
     return attend

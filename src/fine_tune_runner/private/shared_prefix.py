@@ -7,8 +7,9 @@ client's numbers never reach another's adapter.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 from fine_tune_runner.private.activations import RmsNorm
 from fine_tune_runner.private.batches import CPU_TOKENS, HEAD_ROWS, TREE_TOKENS, Corpus, Part, Tree, cut
 from fine_tune_runner.private.flex import attention
-from fine_tune_runner.private.llama import Attend, Kept, Llama, Pair, Reaches, block, rotary, tree_attention
+from fine_tune_runner.private.llama import Attend, Kept, Llama, Pair, TreeAttend, block, rotary
 from fine_tune_runner.private.lora import Adapter
 from fine_tune_runner.private.trunk import positions
 
@@ -134,30 +135,23 @@ def _top(model: Llama, branches: Sequence[Branch], held: Held, keys: list[Pair] 
     first, last = min(branches[0].adapter.layers), model.config.layers - 1
     rows = torch.tensor(keep, dtype=torch.long, device=model.device)
     kept = Kept(rows, [(len(b.tree.keep), b.adapter.layers[last]) for b in branches])
-    above = iter(held)
-    inner, outer = (_attention(model, reaches, wanted, above, keys) for wanted in (None, keep))
-    for index in range(first, last):
-        x = block(model, index, [(b.tree.size, b.adapter.layers[index]) for b in branches], x, rope, inner)
-    loras = [(b.tree.size, b.adapter.layers[last]) for b in branches]
-    return block(model, last, loras, x, rope, outer, kept)
+    inner, outer = (
+        attention(model.device, model.config.head_dim, reaches, wanted) for wanted in (None, keep)
+    )
+    for index, given in zip(range(first, last + 1), held or repeat(()), strict=False):
+        attend = _attend(outer if index == last else inner, given, keys)
+        loras = [(b.tree.size, b.adapter.layers[index]) for b in branches]
+        x = block(model, index, loras, x, rope, attend, kept if index == last else None)
+    return x
 
 
-def _attention(
-    model: Llama,
-    reaches: Reaches,
-    keep: Sequence[int] | None,
-    held: Iterator[Sequence[Pair]],
-    keys: list[Pair] | None,
-) -> Attend:
-    """For layers in their order: each takes its own of `held`, where there is any, and adds to `keys`."""
-    among = tree_attention(reaches, keep)
-    alone = attention(model.device, model.config.head_dim, reaches, keep)
+def _attend(among: TreeAttend, given: Sequence[Pair], keys: list[Pair] | None) -> Attend:
+    """One layer's: it sees what is given, and adds its own to `keys`."""
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if keys is not None:
             keys.append((k, v))
-        given = next(held, ())
-        return among(q, k, v, given) if given else alone(q, k, v)
+        return among(q, k, v, given)
 
     return attend
 

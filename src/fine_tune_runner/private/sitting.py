@@ -186,9 +186,8 @@ def _flying_bytes(seat: Seat, shape: _Shape, rows: float) -> int:
     """
     wide = shape.hidden_size
     keys = wide * (shape.num_key_value_heads or shape.num_attention_heads) // shape.num_attention_heads
-    training = train_spec.resolve(seat.spec.training, Path(seat.spec.base_dir))
     tokens = _tokens(seat, rows)
-    layer = tokens * (5 * wide + 2 * keys + 2 * shape.intermediate_size + 7 * training.rank)
+    layer = tokens * (5 * wide + 2 * keys + 2 * shape.intermediate_size + 7 * seat.spec.training.rank)
     way_back = tokens * 8 * (wide + shape.intermediate_size)
     return round(HEAP * (_trained_layers(seat.spec) * layer + way_back) * _size(seat.spec))
 
